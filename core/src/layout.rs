@@ -1,0 +1,562 @@
+//! Types that cross the kernel boundary: map keys, map values and ring-buffer events.
+//!
+//! They are a wire format. Every type is `repr(C)`, padded by hand (the zerocopy derives refuse
+//! implicit padding) and its size is asserted. [`LAYOUT`] hashes them; the pin directory bears that hash, so
+//! an agent never adopts maps of another shape.
+//!
+//! Conventions: addresses are 16 bytes, IPv4 in its v4-mapped form (RFC 4291, 2.5.5.2), except in
+//! [`FlowKey4`]; ports are in host order except in [`PortKey`], an LPM key, where they are big-endian;
+//! `direction` is [`EGRESS`] or [`INGRESS`]; times are nanoseconds of `CLOCK_BOOTTIME` or the low 32
+//! bits of jiffies, as named.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// An address of either family, IPv4 as v4-mapped IPv6.
+pub type Address = [u8; 16];
+
+/// What the endpoint sends: the index 0 of everything kept per direction of the endpoint.
+pub const EGRESS: u8 = 0;
+/// What the endpoint receives.
+pub const INGRESS: u8 = 1;
+/// Who opened the flow is not known: it began before we watched.
+pub const UNKNOWN: u8 = 2;
+
+/// An endpoint number with this bit set names a cgroup endpoint (the rest is [`Endpoint::index`]);
+/// without it, it is the interface index of the pod's host-side veth.
+pub const CGROUP_ENDPOINT: u32 = 0x8000_0000;
+
+/// Derives what every boundary type needs.
+macro_rules! boundary {
+    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident: $ty:ty,)* } = $size:literal;)*) => {
+        $(
+            $(#[$meta])*
+            #[repr(C)]
+            #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+            pub struct $name { $($(#[$fmeta])* pub $field: $ty,)* }
+            const _: () = assert!(size_of::<$name>() == $size);
+            impl $name {
+                /// All bytes zero.
+                pub const ZERO: Self = zerocopy::transmute!([0u8; $size]);
+            }
+        )*
+        /// FNV-1a over the names, types and offsets of every boundary type.
+        pub const LAYOUT: u64 = {
+            let mut hash = 0xcbf2_9ce4_8422_2325;
+            $(
+                hash = fnv(hash, stringify!($name));
+                $(
+                    hash = fnv(hash, concat!(stringify!($field), ":", stringify!($ty)));
+                    hash = (hash ^ core::mem::offset_of!($name, $field) as u64).wrapping_mul(0x100_0000_01b3);
+                )*
+            )*
+            hash
+        };
+    };
+}
+
+const fn fnv(mut hash: u64, text: &str) -> u64 {
+    let bytes = text.as_bytes();
+    let mut i = 0;
+    while i < bytes.len() {
+        hash = (hash ^ bytes[i] as u64).wrapping_mul(0x100_0000_01b3);
+        i += 1;
+    }
+    hash
+}
+
+boundary! {
+    /// Key of an IPv4 flow, written from the endpoint's side so that both directions share it.
+    pub struct FlowKey4 {
+        /// Interface index, or [`CGROUP_ENDPOINT`] and an index.
+        pub endpoint: u32,
+        /// Remote address, network order.
+        pub remote: [u8; 4],
+        /// Local port; the echo id where the endpoint asked.
+        pub local_port: u16,
+        /// Remote port; the echo id where the peer asked.
+        pub remote_port: u16,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Zero.
+        pub pad: [u8; 3],
+    } = 16;
+
+    /// Key of an IPv6 flow; also the family-neutral form in events and queues (IPv4 v4-mapped).
+    pub struct FlowKey6 {
+        /// See [`FlowKey4::endpoint`].
+        pub endpoint: u32,
+        /// Remote address.
+        pub remote: Address,
+        /// See [`FlowKey4::local_port`].
+        pub local_port: u16,
+        /// See [`FlowKey4::remote_port`].
+        pub remote_port: u16,
+        /// IP protocol number (1 and 58 for the two ICMPs).
+        pub protocol: u8,
+        /// Zero.
+        pub pad: [u8; 3],
+    } = 28;
+
+    /// One flow. The first 64 bytes are touched by every packet, the rest is written at insert.
+    pub struct Flow {
+        /// Wire packets, `[forward, reply]`; forward is from who opened the flow ([`EGRESS`] where unknown).
+        pub packets: [u64; 2],
+        /// IP bytes with every segment's headers, `[forward, reply]`.
+        pub bytes: [u64; 2],
+        /// Policy epoch of the cached verdict.
+        pub epoch: u32,
+        /// Low 32 bits of jiffies at the last packet.
+        pub last: u32,
+        /// The endpoint's own address, compared with every packet.
+        pub local: Address,
+        /// TCP flags seen, `[forward, reply]`, bits as on the wire (FIN=1 .. CWR=128).
+        pub tcp_flags: [u8; 2],
+        /// `tcp::State` for TCP, else 0 = unanswered, 1 = answered.
+        pub state: u8,
+        /// [`verdict`](crate::layout::verdict) number.
+        pub verdict: u8,
+        /// Rule that decided; 0 = none (not isolated, or default deny).
+        pub rule: u32,
+        /// First packet of this life of the flow, boottime.
+        pub start_ns: u64,
+        /// First packet of its first life; survives a change of verdict and seeds `flow_id`.
+        pub born_ns: u64,
+        /// Socket cookie on the first packet; 0 = none. The pod's own only where the pod opened the flow.
+        pub cookie: u64,
+        /// Policy set that judged.
+        pub set: u32,
+        /// Pod instance of the endpoint.
+        pub local_instance: u32,
+        /// Instance of the remote (pod, service or node); 0 = not known.
+        pub remote_instance: u32,
+        /// Class of the remote that judged.
+        pub class: u32,
+        /// [`reason`](crate::layout::reason) number; 0 where not denied.
+        pub reason: u8,
+        /// [`EGRESS`], [`INGRESS`] or [`UNKNOWN`].
+        pub opened: u8,
+        /// Bits of [`flow_flags`].
+        pub flags: u8,
+        /// TCP flags of the first packet.
+        pub first_flags: u8,
+        /// ICMP type and code of the first packet.
+        pub icmp: [u8; 2],
+        /// Source MAC where the source was spoofed, else zero.
+        pub mac: [u8; 6],
+        /// SYN to SYN-ACK in microseconds; 0 = not measured.
+        pub rtt_us: u32,
+        /// Epoch for which one CPU has claimed the change of verdict.
+        pub claim: u32,
+        /// Zero.
+        pub pad: u32,
+    } = 128;
+
+    /// What the kernel programs say over the ring buffers.
+    pub struct FlowEvent {
+        /// The flow, IPv4 remote v4-mapped.
+        pub key: FlowKey6,
+        /// [`event`](crate::layout::event) number.
+        pub kind: u8,
+        /// 4 or 6.
+        pub family: u8,
+        /// [`end_reason`](crate::layout::end_reason) number for [`event::END`], else 0.
+        pub end_reason: u8,
+        /// Zero.
+        pub pad: u8,
+        /// When the event was written, boottime nanoseconds.
+        pub time_ns: u64,
+        /// The flow as it stood.
+        pub flow: Flow,
+    } = 168;
+
+    /// A closed TCP flow that waits out its linger in the `CLOSING` queue.
+    pub struct Closing {
+        /// The flow, IPv4 remote v4-mapped.
+        pub key: FlowKey6,
+        /// Low 32 bits of jiffies from which it may be removed.
+        pub deadline: u32,
+        /// [`Flow::start_ns`] of the flow that closed: another start is another flow.
+        pub start_ns: u64,
+        /// 4 or 6.
+        pub family: u8,
+        /// [`end_reason`](crate::layout::end_reason) number.
+        pub end_reason: u8,
+        /// 1 = it lies in `established`, 0 = in `embryonic`.
+        pub established: u8,
+        /// Zero.
+        pub pad: [u8; 5],
+    } = 48;
+
+    /// An endpoint as user space configures it; replaced whole, so no packet sees half of it.
+    pub struct Endpoint {
+        /// Slot in the arrays `ENDPOINT_STATES` and `CONTACTS`.
+        pub index: u32,
+        /// Policy set; 0 = none.
+        pub set: u32,
+        /// Pod instance.
+        pub instance: u32,
+        /// Bits of [`endpoint_flags`].
+        pub flags: u32,
+        /// Established flows this endpoint may hold.
+        pub established_cap: u32,
+        /// Answered datagram flows this endpoint may hold.
+        pub answered_cap: u32,
+        /// The pod's MAC; zero = not checked.
+        pub mac: [u8; 6],
+        /// How many of `addresses` are in use.
+        pub address_count: u8,
+        /// Zero.
+        pub pad: u8,
+        /// The pod's own addresses.
+        pub addresses: [Address; 8],
+    } = 160;
+
+    /// What the kernel keeps per endpoint, in `ENDPOINT_STATES`. Only the kernel writes it.
+    pub struct EndpointState {
+        /// Event tokens left, in 1/1024 of an event.
+        pub event_tokens: u64,
+        /// Insert tokens left, in 1/1024 of an insert.
+        pub insert_tokens: u64,
+        /// Low 32 bits of jiffies of the last refill.
+        pub refilled: u32,
+        /// Zero.
+        pub pad: u32,
+        /// Entries that entered `established`, both families.
+        pub established_in: u64,
+        /// Entries that the kernel removed from `established`.
+        pub established_out: u64,
+        /// Entries that entered `answered`.
+        pub answered_in: u64,
+        /// Entries that the kernel removed from `answered`.
+        pub answered_out: u64,
+        /// Packets that show that one direction passes by this hook unseen.
+        pub one_way: u64,
+        /// Flows whose start was not sent because the event budget was used up.
+        pub summarised: u64,
+        /// Packets seen, `[egress, ingress]`.
+        pub packets: [u64; 2],
+        /// Next slot in this endpoint's `CONTACTS`.
+        pub contact_head: u64,
+    } = 96;
+
+    /// What user space took out of an endpoint's tables, in `ENDPOINT_SWEPT`. Only user space writes it;
+    /// an endpoint holds `in - out - swept` entries.
+    pub struct EndpointSwept {
+        /// Entries that user space removed from `established`.
+        pub established: u64,
+        /// Entries that user space removed from `answered`, or found evicted.
+        pub answered: u64,
+    } = 16;
+
+    /// A failed contact of an endpoint, kept apart from the rings so that no overflow loses it.
+    pub struct Contact {
+        /// Who was contacted.
+        pub remote: Address,
+        /// When, boottime nanoseconds; 0 = empty slot.
+        pub time_ns: u64,
+        /// Port that was contacted.
+        pub remote_port: u16,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// [`contact`](crate::layout::contact) number.
+        pub result: u8,
+        /// Instance of the remote; 0 = not known.
+        pub remote_instance: u32,
+    } = 32;
+
+    /// The last failed contacts of one endpoint, a ring.
+    pub struct Contacts {
+        /// Slot `EndpointState::contact_head % 32` is written next.
+        pub slots: [Contact; 32],
+    } = 1024;
+
+    /// Run-time switches, one entry. User space writes it whole.
+    pub struct Config {
+        /// Policy epoch; a cached verdict of another epoch is judged again.
+        pub epoch: u32,
+        /// [`mode`](crate::layout::mode) number.
+        pub mode: u32,
+        /// Bit n: some endpoint's cgroup lies n levels below the root.
+        pub cgroup_levels: u32,
+        /// Jiffies that a closed TCP flow lingers.
+        pub linger: u32,
+        /// Jiffies per second.
+        pub hz: u32,
+        /// Events per second and endpoint.
+        pub event_rate: u32,
+        /// Burst of events per endpoint.
+        pub event_burst: u32,
+        /// Inserts per second and endpoint.
+        pub insert_rate: u32,
+        /// Burst of inserts per endpoint.
+        pub insert_burst: u32,
+        /// 1 = a spoofed source is dropped in mode enforce, 0 = only recorded.
+        pub spoof_enforce: u32,
+    } = 40;
+
+    /// Who has an address.
+    pub struct AddressEntry {
+        /// Class for rules; 0 = none matches.
+        pub class: u32,
+        /// Instance: pod, node or service.
+        pub instance: u32,
+        /// Bits of [`address_flags`].
+        pub flags: u32,
+    } = 12;
+
+    /// Key of the longest-prefix map `CIDRS`, without the prefix length that aya adds.
+    pub struct CidrKey {
+        /// Network address, IPv4 v4-mapped (prefix lengths then count from 96).
+        pub address: Address,
+    } = 16;
+
+    /// A Service port as pods dial it.
+    pub struct VipKey {
+        /// ClusterIP or another address of the Service.
+        pub address: Address,
+        /// Service port.
+        pub port: u16,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Zero.
+        pub pad: u8,
+    } = 20;
+
+    /// What a Service port stands for.
+    pub struct Vip {
+        /// Class made of its backends; immutable, a change of backends is another class.
+        pub class: u32,
+        /// Instance of the Service port.
+        pub instance: u32,
+    } = 8;
+
+    /// Key of `RULES`: what a set says about a class in one direction.
+    pub struct RuleKey {
+        /// Policy set.
+        pub set: u32,
+        /// Class of the remote address.
+        pub class: u32,
+        /// [`EGRESS`] or [`INGRESS`].
+        pub direction: u32,
+    } = 12;
+
+    /// What a set says about a class in one direction.
+    pub struct Rules {
+        /// Rule that allows every protocol and port; 0 = none.
+        pub any: u32,
+        /// Port table; 0 = none.
+        pub ports: u32,
+    } = 8;
+
+    /// Key of the longest-prefix map `PORTS`, without the prefix length that aya adds: 40 bits match a
+    /// protocol, 40 + n the first n bits of the port.
+    pub struct PortKey {
+        /// Port table, big-endian.
+        pub table: [u8; 4],
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Port, big-endian: the peer's for egress, the endpoint's own for ingress.
+        pub port: [u8; 2],
+    } = 7;
+
+    /// Names the datagram that a later fragment belongs to.
+    pub struct FragmentKey {
+        /// As in the flow's key.
+        pub endpoint: u32,
+        /// Identification field (IPv4 widened).
+        pub id: u32,
+        /// Source address.
+        pub source: Address,
+        /// Destination address.
+        pub destination: Address,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Zero.
+        pub pad: [u8; 3],
+    } = 44;
+
+    /// The ports that the first fragment showed.
+    pub struct FragmentPorts {
+        /// As in the flow's key.
+        pub local_port: u16,
+        /// As in the flow's key.
+        pub remote_port: u16,
+    } = 4;
+
+    /// A process as a cgroup hook saw it.
+    pub struct Process {
+        /// Control group (v2) of the process.
+        pub cgroup: u64,
+        /// Thread group id, as the node counts.
+        pub pid: u32,
+        /// User id.
+        pub uid: u32,
+        /// Command name, zero-terminated.
+        pub comm: [u8; 16],
+    } = 32;
+
+    /// A port that a process of a control group has bound.
+    pub struct ListenerKey {
+        /// Control group (v2) of the binder.
+        pub cgroup: u64,
+        /// Local port.
+        pub port: u16,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Zero.
+        pub pad: [u8; 5],
+    } = 16;
+
+    /// The kernel's clocks read together, in the one entry of `CLOCK`.
+    pub struct Clock {
+        /// `bpf_ktime_get_boot_ns`.
+        pub boot_ns: u64,
+        /// `bpf_jiffies64`.
+        pub jiffies: u64,
+    } = 16;
+}
+
+/// Declares numbered constants with their names, for kernel and user space alike.
+macro_rules! numbers {
+    ($(#[$meta:meta])* pub mod $module:ident: $ty:ty { $($(#[$cmeta:meta])* $name:ident = $value:literal $text:literal,)* }) => {
+        $(#[$meta])*
+        pub mod $module {
+            $($(#[$cmeta])* pub const $name: $ty = $value;)*
+            /// The name used in records; `None` for a number that no constant has.
+            pub const fn name(number: $ty) -> Option<&'static str> {
+                match number { $($name => Some($text),)* _ => None }
+            }
+        }
+    };
+}
+
+numbers! {
+    /// What was decided.
+    pub mod verdict: u8 {
+        /// Passed on to the next program.
+        ALLOWED = 0 "allowed",
+        /// Dropped.
+        DENIED = 1 "denied",
+        /// Passed, but would be dropped in mode enforce.
+        AUDIT = 2 "audit",
+    }
+}
+numbers! {
+    /// Why a flow was denied.
+    pub mod reason: u8 {
+        /// A rule denies it.
+        POLICY = 1 "policy",
+        /// Isolated, and no rule allows it.
+        DEFAULT_DENY = 2 "default_deny",
+        /// The source is none of the endpoint's addresses.
+        SPOOFED_SOURCE = 3 "spoofed_source",
+        /// A later fragment without its first.
+        FRAGMENT = 4 "fragment",
+        /// Headers that cannot be read.
+        MALFORMED = 5 "malformed",
+        /// A header chain or protocol that cannot be judged.
+        UNSUPPORTED = 6 "unsupported",
+        /// TCP without SYN, or an ICMP error, that belongs to no flow.
+        NO_CONNECTION = 7 "no_connection",
+        /// The endpoint's policy is not live yet.
+        NOT_READY = 8 "not_ready",
+        /// A policy map is full.
+        MAP_FULL = 9 "map_full",
+    }
+}
+numbers! {
+    /// Why a flow ended.
+    pub mod end_reason: u8 {
+        /// Both sides said FIN.
+        FIN = 1 "fin",
+        /// One side said RST.
+        RST = 2 "rst",
+        /// Nothing passed for the idle time.
+        IDLE = 3 "idle",
+        /// Never answered.
+        TIMEOUT = 4 "timeout",
+        /// Pushed out of its table.
+        EVICTED = 5 "evicted",
+        /// The pod or its interface is gone.
+        ENDPOINT_GONE = 6 "endpoint_gone",
+        /// Judged again with another outcome; it starts again with the same id.
+        VERDICT_CHANGED = 7 "verdict_changed",
+        /// A denied flow fell silent.
+        DENIED = 8 "denied",
+        /// The agent ended.
+        SHUTDOWN = 9 "shutdown",
+        /// A SYN re-used the addresses and ports of a closed flow. Shown as the reason it had closed for.
+        REPLACED = 10 "fin",
+    }
+}
+numbers! {
+    /// Kinds of [`FlowEvent`](crate::layout::FlowEvent).
+    pub mod event: u8 {
+        /// A flow was judged for the first time, or again with another verdict.
+        START = 1 "start",
+        /// A flow ended; the totals are final.
+        END = 2 "end",
+        /// A contact failed (RST or ICMP unreachable): evidence for detections, not a record.
+        REFUSED = 3 "refused",
+    }
+}
+numbers! {
+    /// How a contact failed.
+    pub mod contact: u8 {
+        /// RST or ICMP unreachable.
+        REFUSED = 1 "refused",
+        /// Denied by policy here.
+        DENIED = 2 "denied",
+    }
+}
+numbers! {
+    /// Mode of the whole agent.
+    pub mod mode: u32 {
+        /// Watch; judge nothing.
+        OBSERVE = 0 "observe",
+        /// Judge, record what would be denied, drop nothing.
+        AUDIT = 1 "audit",
+        /// Judge and drop.
+        ENFORCE = 2 "enforce",
+    }
+}
+
+/// Bits of [`Flow::flags`].
+pub mod flow_flags {
+    /// A policy isolates the endpoint in the judged direction.
+    pub const ISOLATED: u8 = 1;
+    /// The flow began before we watched.
+    pub const ADOPTED: u8 = 2;
+    /// The remote is a node address without a local socket: the client is hidden by SNAT.
+    pub const HIDDEN_BY_SNAT: u8 = 4;
+    /// The endpoint's own node, exempt from judgement.
+    pub const OWN_NODE: u8 = 8;
+    /// The remote is a Service address.
+    pub const SERVICE: u8 = 16;
+    /// An ICMP error answered it.
+    pub const UNREACHABLE: u8 = 32;
+    /// Judged in mode observe: no verdict was formed.
+    pub const UNJUDGED: u8 = 64;
+}
+
+/// Bits of [`Endpoint::flags`].
+pub mod endpoint_flags {
+    /// Isolated for egress (bit = 1 << [`EGRESS`](super::EGRESS)).
+    pub const ISOLATED_EGRESS: u32 = 1;
+    /// Isolated for ingress (bit = 1 << [`INGRESS`](super::INGRESS)).
+    pub const ISOLATED_INGRESS: u32 = 2;
+    /// Shares the node's network namespace: any local address is its own, nothing is judged.
+    pub const HOST_NETWORK: u32 = 4;
+    /// Replies may pass unseen: failure-based evidence is off.
+    pub const ONE_WAY: u32 = 8;
+}
+
+/// Bits of [`AddressEntry::flags`].
+pub mod address_flags {
+    /// An address of this node.
+    pub const NODE: u32 = 1;
+    /// A pod.
+    pub const POD: u32 = 2;
+    /// A Service: look into `VIPS` with the port.
+    pub const SERVICE: u32 = 4;
+}
