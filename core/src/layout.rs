@@ -115,8 +115,14 @@ boundary! {
         pub state: u8,
         /// [`verdict`](crate::layout::verdict) number.
         pub verdict: u8,
-        /// Rule that decided; 0 = none (not isolated, or default deny).
-        pub rule: u32,
+        /// [`EGRESS`], [`INGRESS`] or [`UNKNOWN`].
+        pub opened: u8,
+        /// Bits of [`flow_flags`].
+        pub flags: u8,
+        /// [`reason`](crate::layout::reason) number; 0 where not denied.
+        pub reason: u8,
+        /// TCP flags of the first packet.
+        pub first_flags: u8,
         /// First packet of this life of the flow, boottime.
         pub start_ns: u64,
         /// First packet of its first life; survives a change of verdict and seeds `flow_id`.
@@ -131,14 +137,8 @@ boundary! {
         pub remote_instance: u32,
         /// Class of the remote that judged.
         pub class: u32,
-        /// [`reason`](crate::layout::reason) number; 0 where not denied.
-        pub reason: u8,
-        /// [`EGRESS`], [`INGRESS`] or [`UNKNOWN`].
-        pub opened: u8,
-        /// Bits of [`flow_flags`].
-        pub flags: u8,
-        /// TCP flags of the first packet.
-        pub first_flags: u8,
+        /// Rule that decided; 0 = none (not isolated, or default deny).
+        pub rule: u32,
         /// ICMP type and code of the first packet.
         pub icmp: [u8; 2],
         /// Source MAC where the source was spoofed, else zero.

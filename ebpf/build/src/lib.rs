@@ -48,7 +48,9 @@ const TOOLCHAIN: &str = env!("SEKISHO_TOOLCHAIN");
 /// Builds `ebpf/` of the repository `root` into `target` and returns the object's path.
 pub fn build(root: &Path, target: &Path) -> Result<PathBuf> {
     let linker = ensure_linker()?;
-    let rustflags = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"].join("\x1f");
+    // Packet headers are not aligned; without the feature every field is read byte by byte.
+    let rustflags =
+        ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3", "-Ctarget-feature=+allows-misaligned-mem-access"].join("\x1f");
     let output = clean(&mut Command::new("cargo"))
         .args(["build", "--release", "-Zbuild-std=core", "--target", "bpfel-unknown-none", "--target-dir"])
         .arg(target)
