@@ -1,1 +1,3 @@
 //! A node in a box.
+
+pub mod programs;

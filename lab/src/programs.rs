@@ -3,28 +3,31 @@
 //! For tests and benches of the data path that need no interface: the maps are filled by hand, a frame goes
 //! in, a verdict comes out, and the maps and the rings tell what the program did. Needs root.
 
-use std::collections::HashMap as Table;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf, lpm_trie};
-use aya::programs::{CgroupSkb, CgroupSock, CgroupSockAddr, Program, SchedClassifier, TestRun, TestRunOptions};
+use aya::maps::{ArrayOfMaps, MapData, PerCpuArray, RingBuf};
+use aya::programs::{Program, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use sekisho_core::counters;
 use sekisho_core::layout::FlowEvent;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Builds the kernel programs of this repository and returns the object's path.
-pub fn object() -> Result<PathBuf> {
+/// Builds the kernel programs of this repository and returns their object.
+pub fn object() -> Result<Vec<u8>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    sekisho_ebpf_build::build(&root, &target.join("ebpf"))
+    let path = sekisho_ebpf_build::build(&root, &target.join("ebpf"))?;
+    std::fs::read(&path).with_context(|| path.display().to_string())
 }
 
 /// One packet's circumstances, the part of `__sk_buff` that a test may set.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Skb {
+    /// Interface of the hook.
+    pub ifindex: u32,
     /// Interface the packet came in by; 0 = made on this node.
     pub ingress_ifindex: u32,
     /// Segments of a large packet.
@@ -33,10 +36,22 @@ pub struct Skb {
     pub gso_size: u32,
 }
 
-/// The loaded programs and their maps.
-pub struct Programs {
-    bpf: Ebpf,
-    rings: Vec<RingBuf<MapData>>,
+impl Default for Skb {
+    /// A packet from elsewhere, on loopback.
+    fn default() -> Self {
+        Self { ifindex: 1, ingress_ifindex: 1, gso_segs: 0, gso_size: 0 }
+    }
+}
+
+impl Skb {
+    /// The `__sk_buff` that says so. Offsets are of the kernel's ABI (`include/uapi/linux/bpf.h`).
+    fn bytes(self) -> [u8; 192] {
+        let mut raw = [0; 192];
+        for (offset, value) in [(36, self.ingress_ifindex), (40, self.ifindex), (164, self.gso_segs), (176, self.gso_size)] {
+            raw[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        raw
+    }
 }
 
 /// What a run returned.
@@ -48,12 +63,19 @@ pub struct Outcome {
     pub time: Duration,
 }
 
+/// The loaded programs and their maps.
+pub struct Programs {
+    bpf: Ebpf,
+    rings: Vec<RingBuf<MapData>>,
+}
+
 impl Programs {
     /// Loads the object with rings of `ring_bytes` per CPU and the given map sizes.
     pub fn load(object: &[u8], ring_bytes: u32, sizes: &[(&'static str, u32)]) -> Result<Self> {
-        let mut loader = EbpfLoader::new();
         let cpus = aya::util::nr_cpus().map_err(|(what, e)| anyhow::anyhow!("{what}: {e}"))?;
-        loader.map_max_entries("EVENTS", u32::try_from(cpus)?);
+        let cpus = u32::try_from(cpus)?;
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("EVENTS", cpus);
         for (name, size) in sizes {
             loader.map_max_entries(name, *size);
         }
@@ -66,15 +88,138 @@ impl Programs {
                 Program::CgroupSock(p) => p.load(),
                 _ => bail!("program {name} is of an unexpected kind"),
             };
-            done.map_err(|e| anyhow::anyhow!("program {name}: {e:#?}"))?;
+            done.map_err(|e| anyhow::anyhow!("program {name}: {e}: {}", last_lines(&format!("{e:?}"), 40)))?;
         }
         let mut rings = Vec::new();
         let mut outer: ArrayOfMaps<_, RingBuf<MapData>> = ArrayOfMaps::try_from(bpf.map_mut("EVENTS").context("no EVENTS")?)?;
-        for cpu in 0..u32::try_from(cpus)? {
+        for cpu in 0..cpus {
             let ring = RingBuf::create(ring_bytes, 0)?;
             outer.set(cpu, &ring, 0)?;
             rings.push(ring);
         }
         Ok(Self { bpf, rings })
     }
+
+    /// Runs `program` `repeat` times on `frame`, which begins with its Ethernet header.
+    pub fn run(&self, program: &str, frame: &[u8], skb: Skb, repeat: u32) -> Result<Outcome> {
+        let ctx = skb.bytes();
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.ctx_in = Some(&ctx);
+        options.repeat = repeat;
+        let result = match self.bpf.program(program).with_context(|| format!("no program {program}"))? {
+            Program::SchedClassifier(p) => p.test_run(options)?,
+            Program::CgroupSkb(p) => p.test_run(options)?,
+            _ => bail!("{program} cannot be run on a frame"),
+        };
+        Ok(Outcome { code: result.return_value.cast_signed(), time: result.duration })
+    }
+
+    /// Instructions that the verifier walked for `program`.
+    pub fn verified(&self, program: &str) -> Result<u32> {
+        let info = match self.bpf.program(program).with_context(|| format!("no program {program}"))? {
+            Program::SchedClassifier(p) => p.info()?,
+            Program::CgroupSkb(p) => p.info()?,
+            Program::CgroupSockAddr(p) => p.info()?,
+            Program::CgroupSock(p) => p.info()?,
+            _ => bail!("program {program} is of an unexpected kind"),
+        };
+        info.verified_instruction_count().context("the kernel does not tell the verified instructions")
+    }
+
+    /// Names of all programs.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.bpf.programs().map(|(name, _)| name.to_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// Takes every event out of the rings.
+    pub fn events(&mut self) -> Vec<FlowEvent> {
+        let mut events = Vec::new();
+        for ring in &mut self.rings {
+            while let Some(item) = ring.next() {
+                events.push(FlowEvent::read_from_bytes(&item).expect("a ring holds whole events"));
+            }
+        }
+        events
+    }
+
+    /// Every counter, summed over the CPUs.
+    pub fn counters(&self) -> Result<Vec<u64>> {
+        let map: PerCpuArray<_, u64> = PerCpuArray::try_from(self.bpf.map("COUNTERS").context("no COUNTERS")?)?;
+        (0..counters::COUNT).map(|slot| Ok(map.get(&slot, 0)?.iter().sum())).collect()
+    }
+
+    /// Writes one entry of a map.
+    pub fn put<K: IntoBytes + Immutable + ?Sized, V: IntoBytes + Immutable>(&self, map: &str, key: &K, value: &V) -> Result<()> {
+        let mut value = value.as_bytes().to_vec();
+        self.element(map, command::UPDATE, key.as_bytes(), &mut value).with_context(|| format!("update of {map}"))?;
+        Ok(())
+    }
+
+    /// Reads one entry of a map.
+    pub fn get<K: IntoBytes + Immutable + ?Sized, V: FromBytes>(&self, map: &str, key: &K) -> Result<Option<V>> {
+        let mut value = vec![0; size_of::<V>()];
+        let found = self.element(map, command::LOOKUP, key.as_bytes(), &mut value).with_context(|| format!("look-up in {map}"))?;
+        Ok(found.then(|| V::read_from_bytes(&value).expect("the buffer has the value's size")))
+    }
+
+    /// Removes one entry of a map; false if it was not there.
+    pub fn remove<K: IntoBytes + Immutable + ?Sized>(&self, map: &str, key: &K) -> Result<bool> {
+        self.element(map, command::DELETE, key.as_bytes(), &mut []).with_context(|| format!("delete in {map}"))
+    }
+
+    /// One element command of bpf(2); false where the key is not there.
+    fn element(&self, map: &str, command: libc::c_int, key: &[u8], value: &mut [u8]) -> Result<bool> {
+        let data = match self.bpf.map(map).with_context(|| format!("no map {map}"))? {
+            aya::maps::Map::Array(m)
+            | aya::maps::Map::HashMap(m)
+            | aya::maps::Map::LruHashMap(m)
+            | aya::maps::Map::LpmTrie(m)
+            | aya::maps::Map::Queue(m) => m,
+            _ => bail!("map {map} is of an unexpected kind"),
+        };
+        let info = data.info()?;
+        if info.key_size() as usize != key.len() || (!value.is_empty() && info.value_size() as usize != value.len()) {
+            bail!("{map} has keys of {} and values of {} bytes", info.key_size(), info.value_size());
+        }
+        let attributes = ElementAttributes {
+            map: data.fd().as_fd().as_raw_fd().cast_unsigned(),
+            pad: 0,
+            key: key.as_ptr() as u64,
+            value: value.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: key and value have the sizes that the kernel reads and writes, checked above, and outlive the call.
+        let done = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attributes, size_of::<ElementAttributes>()) };
+        if done == 0 {
+            return Ok(true);
+        }
+        let error = std::io::Error::last_os_error();
+        if error.raw_os_error() == Some(libc::ENOENT) { Ok(false) } else { Err(error.into()) }
+    }
+}
+
+/// `bpf_attr` of the element commands.
+#[repr(C)]
+struct ElementAttributes {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Commands of bpf(2).
+mod command {
+    pub(super) const LOOKUP: libc::c_int = 1;
+    pub(super) const UPDATE: libc::c_int = 2;
+    pub(super) const DELETE: libc::c_int = 3;
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let text = text.replace("\\n", "\n");
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
 }
