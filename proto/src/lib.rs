@@ -1,4 +1,7 @@
 //! The protocol `sekisho.v1`: what leaves the agent, over gRPC and as JSON lines.
+//!
+//! The `.proto` files are the contract; [`json`] writes the same messages as JSON with the same names, and
+//! [`Name`] is the one place where an enum's lower-case name is spelled. Nothing here decides or looks up anything.
 #![forbid(unsafe_code)]
 
 #[allow(missing_docs, clippy::pedantic, reason = "generated; the .proto files hold the comments")]
@@ -6,6 +9,13 @@ mod v1 {
     tonic::include_proto!("sekisho.v1");
 }
 
+pub mod json;
+mod name;
+mod time;
+
+pub use json::{to_json, to_json_line, write_json};
+pub use name::Name;
+pub use time::{from_nanoseconds, rfc3339, to_nanoseconds};
 pub use v1::*;
 
 /// The compiled `.proto` files, for server reflection.

@@ -1,0 +1,93 @@
+//! What the agent answers when it is asked: status, explanation, mode. Lists are always there, empty or not.
+
+use super::object::{Message, Object, write_string};
+use crate::{Decision, EndpointStatus, ExplainResponse, MapStatus, Mismatch, ModeResponse, PolicyStatus, Reason, StatusResponse, Verdict};
+
+impl Message for StatusResponse {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.flag("ready", self.ready);
+        object.list("unready", &self.unready, write_string);
+        object.text("node", &self.node);
+        object.text("run", &self.run);
+        object.text("mode", &self.mode);
+        object.number("epoch", self.epoch);
+        object.text("version", &self.version);
+        object.text("kernel", &self.kernel);
+        object.text("layout", &self.layout);
+        object.time("started", self.started.as_ref());
+        object.text("tc_backend", &self.tc_backend);
+        object.text("pin_dir", &self.pin_dir);
+        object.every_message("endpoints", &self.endpoints);
+        object.every_message("maps", &self.maps);
+        object.message("ledger", self.ledger.as_ref());
+        object.list("refused", &self.refused, write_string);
+        object.message("policy", self.policy.as_ref());
+        object.counts("counters", &self.counters);
+    }
+}
+
+impl Message for EndpointStatus {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.message("pod", self.pod.as_ref());
+        object.texts("ips", &self.ips);
+        object.maybe_text("interface", self.interface.as_ref());
+        object.text("attach", &self.attach);
+        object.number("set", self.set);
+        object.flag("isolated_ingress", self.isolated_ingress);
+        object.flag("isolated_egress", self.isolated_egress);
+        object.text("coverage", &self.coverage);
+        object.flag("ready", self.ready);
+        object.maybe_text("message", self.message.as_ref());
+        object.flag("host_network", self.host_network);
+    }
+}
+
+impl Message for MapStatus {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.text("name", &self.name);
+        object.number("entries", self.entries);
+        object.number("max", self.max);
+        object.number("bytes", self.bytes);
+    }
+}
+
+impl Message for PolicyStatus {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.number("policies", self.policies);
+        object.number("sets", self.sets);
+        object.number("classes", self.classes);
+        object.number("rules", self.rules);
+        object.time("applied", self.applied.as_ref());
+    }
+}
+
+impl Message for ExplainResponse {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.name::<Verdict>("verdict", self.verdict);
+        object.message("source", self.source.as_ref());
+        object.message("destination", self.destination.as_ref());
+        object.message("egress", self.egress.as_ref());
+        object.message("ingress", self.ingress.as_ref());
+        object.text("mode", &self.mode);
+    }
+}
+
+impl Message for Decision {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.name::<Verdict>("verdict", self.verdict);
+        object.name::<Reason>("reason", self.reason);
+        object.flag("isolated", self.isolated);
+        object.message("policy", self.policy.as_ref());
+        object.messages("isolated_by", &self.isolated_by);
+        object.message("nearest", self.nearest.as_ref());
+        object.names::<Mismatch>("mismatch", &self.mismatch);
+        object.text("text", &self.text);
+    }
+}
+
+impl Message for ModeResponse {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.text("mode", &self.mode);
+        object.number("epoch", self.epoch);
+    }
+}
