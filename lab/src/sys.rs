@@ -1,0 +1,286 @@
+//! System calls that the standard library lacks. All of this crate's `unsafe` code is here.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn path(path: &Path) -> io::Result<CString> {
+    use std::os::unix::ffi::OsStrExt;
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "sizes of small structures")]
+const fn len_of<T>() -> libc::socklen_t {
+    size_of::<T>() as libc::socklen_t
+}
+
+/// Whether this process may do anything here at all.
+pub fn is_root() -> bool {
+    // SAFETY: takes no arguments and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Gives the calling thread a new, empty network namespace.
+pub(crate) fn unshare_net() -> io::Result<()> {
+    // SAFETY: plain system call; affects the calling thread only.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Moves the calling thread into a network namespace.
+pub(crate) fn set_netns(netns: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the duration of the call.
+    check(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Mounts `source` on `target`; an empty `kind` makes a bind mount.
+pub fn mount(source: &Path, target: &Path, kind: &str) -> io::Result<()> {
+    let (source, target) = (path(source)?, path(target)?);
+    let (kind, flags) = (CString::new(kind).map_err(io::Error::other)?, if kind.is_empty() { libc::MS_BIND } else { 0 });
+    // SAFETY: three zero-terminated strings that outlive the call, and no data argument.
+    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) }).map(drop)
+}
+
+/// Detaches what is mounted on `target`.
+pub(crate) fn unmount(target: &Path) -> io::Result<()> {
+    let target = path(target)?;
+    // SAFETY: a zero-terminated string that outlives the call.
+    check(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) }).map(drop)
+}
+
+/// Sends a signal to one process.
+pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    // SAFETY: plain system call. The pid is positive, so no group is meant.
+    check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// Lets `command` start inside a network namespace and a cgroup.
+pub(crate) fn start_inside(command: &mut Command, netns: OwnedFd, cgroup: File) {
+    let enter = move || {
+        // SAFETY: both descriptors are owned by this closure; setns and write are async-signal-safe.
+        unsafe {
+            check(libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET))?;
+            if libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure allocates nothing and calls only async-signal-safe functions.
+    unsafe { command.pre_exec(enter) };
+}
+
+/// A new socket, closed on exec.
+pub(crate) fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+    // SAFETY: plain system call.
+    let fd = check(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) })?;
+    // SAFETY: the call above has just made it and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sets an integer option.
+pub(crate) fn set_option(socket: impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: pointer and length describe one integer on the stack.
+    check(unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), len_of::<i32>()) }).map(drop)
+}
+
+/// Sets a time to wait for data.
+pub(crate) fn set_timeout(socket: impl AsFd, milliseconds: u32) -> io::Result<()> {
+    let value = libc::timeval { tv_sec: i64::from(milliseconds / 1000), tv_usec: i64::from(milliseconds % 1000) * 1000 };
+    // SAFETY: pointer and length describe one timeval on the stack.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            (&raw const value).cast(),
+            len_of::<libc::timeval>(),
+        )
+    })
+    .map(drop)
+}
+
+/// Packets that a packet socket saw and dropped since the last call.
+pub(crate) fn packet_statistics(socket: impl AsFd) -> io::Result<(u32, u32)> {
+    let mut value = [0u32; 2];
+    let mut len = len_of::<[u32; 2]>();
+    // SAFETY: pointer and length describe the array; the kernel writes two integers.
+    check(unsafe {
+        libc::getsockopt(socket.as_fd().as_raw_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS, (&raw mut value).cast(), &raw mut len)
+    })?;
+    Ok((value[0], value[1]))
+}
+
+/// An address in the form that the socket calls take.
+pub(crate) struct SocketAddress {
+    storage: libc::sockaddr_storage,
+    len: libc::socklen_t,
+}
+
+impl SocketAddress {
+    fn of<T: Copy>(value: T) -> Self {
+        assert!(size_of::<T>() <= size_of::<libc::sockaddr_storage>(), "an address fits its storage");
+        // SAFETY: all-zero is a valid sockaddr_storage.
+        let mut storage: libc::sockaddr_storage = unsafe { zeroed() };
+        // SAFETY: the storage is large enough, asserted above, and T is plain data.
+        unsafe { std::ptr::copy_nonoverlapping((&raw const value).cast::<u8>(), (&raw mut storage).cast::<u8>(), size_of::<T>()) };
+        Self { storage, len: len_of::<T>() }
+    }
+
+    /// An IP address and port.
+    pub(crate) fn ip(address: IpAddr, port: u16) -> Self {
+        match address {
+            IpAddr::V4(v4) => Self::of(libc::sockaddr_in {
+                sin_family: family(libc::AF_INET),
+                sin_port: port.to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.octets()) },
+                sin_zero: [0; 8],
+            }),
+            IpAddr::V6(v6) => Self::of(libc::sockaddr_in6 {
+                sin6_family: family(libc::AF_INET6),
+                sin6_port: port.to_be(),
+                sin6_flowinfo: 0,
+                sin6_addr: libc::in6_addr { s6_addr: v6.octets() },
+                sin6_scope_id: 0,
+            }),
+        }
+    }
+
+    /// One interface, every protocol.
+    pub(crate) fn packet(interface: u32) -> Self {
+        let index = i32::try_from(interface).expect("interface numbers are small");
+        Self::of(libc::sockaddr_ll {
+            sll_family: family(libc::AF_PACKET),
+            sll_protocol: ETH_P_ALL.to_be(),
+            sll_ifindex: index,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        })
+    }
+}
+
+fn family(number: i32) -> libc::sa_family_t {
+    libc::sa_family_t::try_from(number).expect("address families are small")
+}
+
+/// Every protocol, for packet sockets.
+pub(crate) const ETH_P_ALL: u16 = 3;
+
+/// Binds a socket.
+pub(crate) fn bind(socket: impl AsFd, address: &SocketAddress) -> io::Result<()> {
+    // SAFETY: pointer and length describe the address.
+    check(unsafe { libc::bind(socket.as_fd().as_raw_fd(), (&raw const address.storage).cast(), address.len) }).map(drop)
+}
+
+/// Sends one datagram.
+pub(crate) fn send_to(socket: impl AsFd, data: &[u8], address: &SocketAddress) -> io::Result<usize> {
+    // SAFETY: both pointers come with their lengths.
+    let sent = unsafe {
+        libc::sendto(socket.as_fd().as_raw_fd(), data.as_ptr().cast(), data.len(), 0, (&raw const address.storage).cast(), address.len)
+    };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Receives one datagram; returns its whole length, which may exceed the buffer's.
+pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: pointer and length describe the buffer.
+    let got = unsafe { libc::recv(socket.as_fd().as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_TRUNC) };
+    usize::try_from(got).map_err(|_| io::Error::last_os_error())
+}
+
+/// Receives one frame of a packet socket; returns its whole length and its kind (`PACKET_OUTGOING`, ...).
+pub(crate) fn receive_frame(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, u8)> {
+    // SAFETY: all-zero is a valid sockaddr_ll.
+    let mut from: libc::sockaddr_ll = unsafe { zeroed() };
+    let mut len = len_of::<libc::sockaddr_ll>();
+    // SAFETY: buffer and address come with their lengths.
+    let got = unsafe {
+        libc::recvfrom(
+            socket.as_fd().as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_TRUNC,
+            (&raw mut from).cast(),
+            &raw mut len,
+        )
+    };
+    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    Ok((got, from.sll_pkttype))
+}
+
+/// The number of an interface in the calling thread's namespace.
+pub(crate) fn interface_index(name: &str) -> io::Result<u32> {
+    let c_name = CString::new(name).map_err(io::Error::other)?;
+    // SAFETY: a zero-terminated string that outlives the call.
+    match unsafe { libc::if_nametoindex(c_name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
+    }
+}
+
+/// Lets this process have `files` open descriptors.
+pub(crate) fn allow_open_files(files: u64) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: files, rlim_max: files };
+    // SAFETY: the structure outlives the call.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }).map(drop)
+}
+
+/// Loads a kernel module.
+pub fn insmod(module: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open and the parameters are an empty string.
+    let result = unsafe { libc::syscall(libc::SYS_finit_module, module.as_raw_fd(), c"".as_ptr(), 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Writes out what is pending and switches the machine off. For an init process.
+pub fn power_off() -> io::Result<()> {
+    // SAFETY: plain system calls.
+    unsafe {
+        libc::sync();
+        check(libc::reboot(libc::RB_POWER_OFF)).map(drop)
+    }
+}
+
+/// Waits until a signal ends this process.
+pub(crate) fn pause() {
+    // SAFETY: plain system call.
+    unsafe { libc::pause() };
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_interrupt(_: libc::c_int) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// From now on SIGINT and SIGTERM do not end this process; they are told by [`interrupted`].
+pub fn on_interrupt() {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        let handler: extern "C" fn(libc::c_int) = note_interrupt;
+        // SAFETY: the handler only stores to an atomic.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    }
+}
+
+/// Whether SIGINT or SIGTERM came since [`on_interrupt`].
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// A descriptor's number, for a netlink attribute.
+pub(crate) fn raw(fd: impl AsFd) -> RawFd {
+    fd.as_fd().as_raw_fd()
+}

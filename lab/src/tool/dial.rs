@@ -1,0 +1,99 @@
+//! Single exchanges with a server.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::number;
+
+struct Options {
+    bytes: usize,
+    count: u32,
+    from: u16,
+    timeout: Duration,
+}
+
+/// Whether `count` exchanges of `bytes` bytes each are answered in full.
+pub(super) fn main(protocol: &str, target: SocketAddr, words: &[&str]) -> Result<bool> {
+    let mut options = Options { bytes: 32, count: 1, from: 0, timeout: Duration::from_secs(1) };
+    for pair in words.chunks(2) {
+        match pair {
+            ["--bytes", value] => options.bytes = number(value)?,
+            ["--count", value] => options.count = number(value)?,
+            ["--from", value] => options.from = number(value)?,
+            ["--timeout", value] => options.timeout = Duration::from_millis(number(value)?),
+            _ => bail!("unknown option {pair:?}"),
+        }
+    }
+    let outcome = match protocol {
+        "tcp" => tcp(target, &options),
+        "udp" => udp(target, &options),
+        _ => bail!("{protocol:?} is neither tcp nor udp"),
+    };
+    if let Err(error) = &outcome {
+        eprintln!("{target}: {error:#}");
+    }
+    Ok(outcome.is_ok())
+}
+
+fn tcp(target: SocketAddr, options: &Options) -> Result<()> {
+    for _ in 0..options.count {
+        let mut stream = TcpStream::connect_timeout(&target, options.timeout)?;
+        stream.set_read_timeout(Some(options.timeout))?;
+        let sent = vec![b'x'; options.bytes];
+        let mut writer = stream.try_clone()?;
+        // Sent aside, so that large exchanges do not wait for each other's buffers.
+        let writing = std::thread::spawn(move || writer.write_all(&sent));
+        let mut left = options.bytes;
+        let mut buffer = vec![0u8; 64 << 10];
+        while left > 0 {
+            let got = stream.read(&mut buffer)?;
+            if got == 0 {
+                bail!("closed with {left} bytes to come");
+            }
+            left = left.saturating_sub(got);
+        }
+        writing.join().expect("writing does not panic")?;
+    }
+    Ok(())
+}
+
+fn udp(target: SocketAddr, options: &Options) -> Result<()> {
+    let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, options.from)).context("cannot bind")?;
+    socket.connect(target)?;
+    socket.set_read_timeout(Some(options.timeout))?;
+    let sent = vec![b'x'; options.bytes];
+    let mut buffer = vec![0u8; 64 << 10];
+    for _ in 0..options.count {
+        socket.send(&sent)?;
+        if socket.recv(&mut buffer)? != options.bytes {
+            bail!("another answer came");
+        }
+    }
+    Ok(())
+}
+
+/// One GET request; prints the body's first line.
+pub(super) fn http(target: SocketAddr, path: &str) -> bool {
+    let timeout = Duration::from_secs(1);
+    let ask = || -> Result<String> {
+        let mut stream = TcpStream::connect_timeout(&target, timeout)?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        Ok(body.lines().next().unwrap_or_default().to_owned())
+    };
+    match ask() {
+        Ok(line) => println!("{line}"),
+        Err(error) => {
+            eprintln!("{target}: {error:#}");
+            return false;
+        }
+    }
+    true
+}

@@ -1,0 +1,86 @@
+//! Raw packets from many ports: every one a new flow, without a socket behind it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::sys::{self, SocketAddress};
+
+/// The Internet checksum over `data`, continued from `sum`.
+pub(super) fn checksum(sum: u32, data: &[u8]) -> u16 {
+    let mut sum = data.chunks(2).fold(sum, |sum, pair| sum + u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])));
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).expect("folded to 16 bits")
+}
+
+/// What the pseudo header adds to a checksum.
+fn pseudo(from: IpAddr, to: IpAddr, protocol: u8, len: usize) -> u32 {
+    let words = |address: IpAddr| match address {
+        IpAddr::V4(v4) => v4.octets().chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>(),
+        IpAddr::V6(v6) => v6.segments().into_iter().map(u32::from).sum(),
+    };
+    words(from) + words(to) + u32::from(protocol) + u32::try_from(len).expect("packets are short")
+}
+
+/// A TCP segment with `flags` and no payload, checksum done.
+pub(super) fn segment(from: SocketAddr, to: SocketAddr, flags: u8) -> [u8; 20] {
+    let mut bytes = [0u8; 20];
+    bytes[..2].copy_from_slice(&from.port().to_be_bytes());
+    bytes[2..4].copy_from_slice(&to.port().to_be_bytes());
+    bytes[4..8].copy_from_slice(&0x1234_5678_u32.to_be_bytes());
+    bytes[12] = 5 << 4;
+    bytes[13] = flags;
+    bytes[14..16].copy_from_slice(&1024u16.to_be_bytes());
+    let sum = checksum(pseudo(from.ip(), to.ip(), 6, bytes.len()), &bytes);
+    bytes[16..18].copy_from_slice(&sum.to_be_bytes());
+    bytes
+}
+
+fn datagram(from: SocketAddr, to: SocketAddr) -> [u8; 24] {
+    let mut bytes = [b'u'; 24];
+    bytes[..2].copy_from_slice(&from.port().to_be_bytes());
+    bytes[2..4].copy_from_slice(&to.port().to_be_bytes());
+    bytes[4..6].copy_from_slice(&24u16.to_be_bytes());
+    bytes[6..8].copy_from_slice(&[0, 0]);
+    let sum = checksum(pseudo(from.ip(), to.ip(), 17, bytes.len()), &bytes);
+    bytes[6..8].copy_from_slice(&sum.to_be_bytes());
+    bytes
+}
+
+/// Sends `count` packets, `rate` a second, each from another source port (and, after 60,000, to another
+/// destination port).
+pub(super) fn main(protocol: &str, from: IpAddr, to: SocketAddr, count: u32, rate: u32) -> Result<bool> {
+    let number = match protocol {
+        "tcp" => libc::IPPROTO_TCP,
+        "udp" => libc::IPPROTO_UDP,
+        _ => bail!("{protocol:?} is neither tcp nor udp"),
+    };
+    let domain = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let socket = sys::socket(domain, libc::SOCK_RAW, number).context("cannot open a raw socket")?;
+    sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 8 << 20)?;
+    sys::bind(&socket, &SocketAddress::ip(from, 0)).context("cannot send from that address")?;
+    let begin = Instant::now();
+    let mut failed = 0u32;
+    let address = SocketAddress::ip(to.ip(), 0);
+    for index in 0..count {
+        if rate > 0 && index % 50 == 0 {
+            let due = Duration::from_secs_f64(f64::from(index) / f64::from(rate));
+            std::thread::sleep(due.saturating_sub(begin.elapsed()));
+        }
+        let (turn, port) = (index / 60_000, index % 60_000);
+        let source = SocketAddr::new(from, u16::try_from(port + 2000).expect("below 62,000"));
+        let target = SocketAddr::new(to.ip(), to.port().wrapping_add(u16::try_from(turn).context("too many packets")?));
+        let sent = match number {
+            libc::IPPROTO_TCP => sys::send_to(&socket, &segment(source, target, 0x02), &address),
+            _ => sys::send_to(&socket, &datagram(source, target), &address),
+        };
+        // A full queue loses a packet; the count says so.
+        failed += u32::from(sent.is_err());
+    }
+    println!("{}", json!({"sent": count - failed, "failed": failed, "seconds": begin.elapsed().as_secs_f64()}));
+    Ok(true)
+}
