@@ -3,6 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -12,8 +13,25 @@ use crate::lab::{Lab, NODE_NAME};
 use crate::place::{Finished, text_of, until};
 use crate::sys;
 
+/// `(sekisho, sekisho-lab)`, where the program that uses this crate has built them itself.
+static PROGRAMS: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
+
+/// Tells which binaries to use, before anything is started. Without it they are looked for.
+pub fn use_programs(sekisho: PathBuf, lab: PathBuf) {
+    // Said twice, the first one stays.
+    let _first = PROGRAMS.set((sekisho, lab));
+}
+
+/// The `sekisho-lab` binary of [`use_programs`].
+pub(crate) fn lab_program() -> Option<PathBuf> {
+    PROGRAMS.get().map(|programs| programs.1.clone())
+}
+
 /// The `sekisho` binary: `SEKISHO_BIN`, else the newest build in the target directory of this program.
 pub(crate) fn binary() -> Result<PathBuf> {
+    if let Some((sekisho, _)) = PROGRAMS.get() {
+        return Ok(sekisho.clone());
+    }
     if let Some(path) = env::var_os("SEKISHO_BIN") {
         return Ok(path.into());
     }

@@ -24,6 +24,7 @@ pub mod sweep;
 mod sys;
 pub mod tool;
 
+pub use agent::use_programs;
 pub use agent::{Agent, AgentOptions};
 pub use lab::{Lab, NODE_NAME};
 pub use netns::Netns;

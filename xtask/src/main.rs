@@ -1,1 +1,66 @@
-fn main() {}
+//! What a developer types. One file per command; nothing clever in shell.
+
+mod bench;
+mod build_ebpf;
+mod kernel;
+mod lint;
+mod setup;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "What a developer of Sekisho types", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing on this machine; seconds when nothing is
+    Setup {
+        /// Also what booting other kernels needs
+        #[arg(long)]
+        kernel: bool,
+    },
+    /// Build the kernel programs and say where they are
+    BuildEbpf,
+    /// Run every test: in user space, then on this machine's real kernel
+    Test {
+        /// Only the real-kernel journeys of one machine, under Debian's kernel of this version (6.1 or 6.12)
+        #[arg(long, value_name = "VERSION")]
+        kernel: Option<String>,
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Formatting, clippy, and the rules of the house
+    Lint,
+    /// Measure: datapath, flows, rr
+    Bench {
+        /// Which one
+        name: bench::Name,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        None => Arguments::command().print_help().map_err(Into::into),
+        Some(Command::Setup { kernel }) => setup::run(kernel),
+        Some(Command::BuildEbpf) => build_ebpf::run(),
+        Some(Command::Test { kernel: Some(version), filter }) => kernel::run(&version, filter.as_deref()),
+        Some(Command::Test { kernel: None, filter }) => test::run(filter.as_deref()),
+        Some(Command::Lint) => lint::run(),
+        Some(Command::Bench { name }) => bench::run(name),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -43,6 +43,9 @@ sekisho-lab COMMAND
 
 /// The program itself, for starting its commands inside a place: `SEKISHO_LAB_BIN`, else beside the running test.
 pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = crate::agent::lab_program() {
+        return Ok(path);
+    }
     if let Some(path) = env::var_os("SEKISHO_LAB_BIN") {
         return Ok(path.into());
     }

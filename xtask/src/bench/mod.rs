@@ -1,0 +1,24 @@
+//! `cargo xtask bench NAME`: the promises that are numbers. Each compares with something measured in between,
+//! on the same machine.
+
+mod flows;
+mod rr;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Name {
+    /// 50,000 new flows a second for ten seconds: loss, processor, memory
+    Flows,
+    /// Request and response through a pair of pods, with and without the agent
+    Rr,
+}
+
+pub(crate) fn run(name: Name) -> Result<()> {
+    match name {
+        Name::Flows => flows::run(),
+        Name::Rr => rr::run(),
+    }
+}

@@ -1,0 +1,99 @@
+//! `cargo xtask test`: everything, in the order in which it fails cheapest. What needs the real kernel is
+//! never skipped: if it cannot run here, the command fails and says why.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup;
+use crate::workspace::{build_agent, cargo, say};
+
+/// How a run of tests ended.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    passed: u32,
+    failed: u32,
+}
+
+pub(crate) fn run(filter: Option<&str>) -> Result<()> {
+    let begin = Instant::now();
+    setup::run(false)?;
+    let agent = build_agent()?;
+    let host =
+        tests("tests in user space", cargo().args(["test", "--workspace", "--exclude", "sekisho-lab", "--no-fail-fast"]).args(filter))?;
+    let obstacle = obstacle();
+    let kernel = match &obstacle {
+        Some(_) => Tally::default(),
+        None => tests(
+            "tests on the real kernel",
+            cargo()
+                .args(["test", "--package", "sekisho-lab", "--no-fail-fast"])
+                .args(filter)
+                .env("SEKISHO_BIN", &agent)
+                // They measure time and share two cores: one after the other.
+                .env("RUST_TEST_THREADS", "1"),
+        )?,
+    };
+    println!();
+    println!("in user space:      {} passed, {} failed", host.passed, host.failed);
+    println!("on the real kernel: {} passed, {} failed ({})", kernel.passed, kernel.failed, release());
+    println!("took {} s", begin.elapsed().as_secs());
+    println!("{} passed, {} failed", host.passed + kernel.passed, host.failed + kernel.failed);
+    if let Some(why) = obstacle {
+        bail!("the tests on the real kernel could not run: {why}");
+    }
+    if kernel.passed + kernel.failed == 0 && filter.is_none() {
+        bail!("not one test ran on the real kernel");
+    }
+    if host.failed + kernel.failed > 0 {
+        bail!("tests failed");
+    }
+    Ok(())
+}
+
+/// Why nothing can be tested on this machine's kernel.
+fn obstacle() -> Option<&'static str> {
+    if !sekisho_lab::is_root() {
+        return Some("they need root");
+    }
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return Some("this kernel has no BTF (/sys/kernel/btf/vmlinux)");
+    }
+    None
+}
+
+fn release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "unknown".to_owned(), |text| format!("Linux {}", text.trim()))
+}
+
+/// Runs `cargo test` with its output shown, and adds up what it says.
+fn tests(what: &str, command: &mut Command) -> Result<Tally> {
+    say(what);
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cargo does not start")?;
+    let stdout = child.stdout.take().context("standard output was piped")?;
+    let mut tally = Tally::default();
+    let mut results = 0;
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        if let Some(rest) = line.strip_prefix("test result: ") {
+            results += 1;
+            tally.passed += number_before(rest, " passed");
+            tally.failed += number_before(rest, " failed");
+        }
+        println!("{line}");
+    }
+    let status = child.wait()?;
+    if !status.success() && tally.failed == 0 {
+        bail!("{what}: cargo test failed without a failed test ({results} results): it does not build, or a test ended its process");
+    }
+    Ok(tally)
+}
+
+/// The number that stands before a word.
+pub(crate) fn number_before(text: &str, word: &str) -> u32 {
+    let before = text.split(word).next().unwrap_or_default();
+    before.rsplit(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
