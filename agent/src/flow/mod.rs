@@ -4,6 +4,33 @@
 //! (instances) and survives restarts in a pinned map. The *book* is the numbered sequence of all records, a ring in memory that every
 //! sink and client reads at its own pace. The *ledger* proves that nothing is missing.
 
+mod attribution;
+mod book;
+mod clock;
+mod community;
+mod conn_state;
+mod directory;
+mod engine;
+mod journal;
+mod journal_entry;
+mod ledger;
+mod number;
+mod project;
+mod recent;
 mod record;
+mod sweep;
 
+pub use attribution::{Explainer, Kernel, address, destination_port, has_ports};
+pub use book::{Book, DEFAULT_CAPACITY, Filter, Line, Reader, SLOW, Start};
+pub use clock::Now;
+pub use community::{Side, community_id};
+pub use conn_state::{conn_state, flag, letters};
+pub use directory::{Directory, Holding, LATE_NS, TOMBSTONE_NS};
+pub use engine::{Context, EndpointView, Engine, Settings, Sighting, Witness};
+pub use journal::{Journal, JournalStore};
+pub use journal_entry::RunState;
+pub use ledger::{FlowTally, KernelTally, Ledger, imbalance};
+pub use number::{BootSeed, NumberHasher, NumberMap};
+pub use project::{Header, flow_id_text, mac_text, pod, policy_ref, policy_rule, process, project, protocol_name, timestamp};
 pub use record::{Body, Explanation, FlowRecord, Identity, Moment, Owner, ProcessInfo, Record};
+pub use sweep::{Sweep, Table};

@@ -1,0 +1,384 @@
+//! The book: the numbered sequence of all records of this run, a ring in memory.
+//!
+//! Nouns. A *reader* has a cursor of its own and a line in the ledger; it reads at its own pace. Whoever writes never waits for a
+//! reader: a reader that falls further behind than the ring is long loses the oldest of its own stream, counted as `slow`.
+//! For every reader, at every moment: `made = delivered + filtered + sum(lost) + queued`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::record::{Body, Record};
+
+/// How many records the ring holds unless told otherwise.
+pub const DEFAULT_CAPACITY: usize = 65_536;
+
+/// How many records a reader takes out of the ring at once.
+const BATCH: usize = 256;
+
+/// Cause of loss of a reader that was too slow.
+pub const SLOW: &str = "slow";
+
+/// Which records a reader wants.
+pub type Filter = Arc<dyn Fn(&Record) -> bool + Send + Sync>;
+
+/// Where a reader begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With what comes next.
+    Next,
+    /// With that many of the newest that pass the filter.
+    Last(u64),
+    /// With the oldest that is still here.
+    Oldest,
+    /// With the first made at or after this time, nanoseconds since 1970 UTC.
+    Since(u64),
+    /// Both: of what was made at or after the time, that many of the newest that pass the filter.
+    LastSince(u64, u64),
+}
+
+/// A reader's line in the ledger.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Line {
+    /// Name of the sink or client.
+    pub name: Arc<str>,
+    /// Records that it was due.
+    pub made: u64,
+    /// Handed over.
+    pub delivered: u64,
+    /// Not wanted by its filter.
+    pub filtered: u64,
+    /// Lost, by cause.
+    pub lost: BTreeMap<&'static str, u64>,
+    /// Still to come.
+    pub queued: u64,
+}
+
+/// The book. Shared; everything in it takes `&self`.
+pub struct Book {
+    ring: Mutex<Ring>,
+    /// For readers on threads.
+    grown: Condvar,
+    /// For readers on tokio: the next sequence number, or [`CLOSED`].
+    head: watch::Sender<u64>,
+}
+
+/// The head's value once the book is closed.
+const CLOSED: u64 = u64::MAX;
+
+struct Ring {
+    records: VecDeque<Record>,
+    capacity: usize,
+    /// Sequence number that the next record gets.
+    next: u64,
+    closed: bool,
+    readers: Vec<Weak<Mutex<State>>>,
+}
+
+impl Ring {
+    /// The oldest sequence number that is still here.
+    fn tail(&self) -> u64 {
+        self.next - self.records.len() as u64
+    }
+
+    fn from(&self, seq: u64) -> impl Iterator<Item = &Record> {
+        let skip = usize::try_from(seq.saturating_sub(self.tail())).unwrap_or(usize::MAX);
+        self.records.range(skip.min(self.records.len())..)
+    }
+}
+
+impl Default for Book {
+    fn default() -> Self {
+        Self::new(DEFAULT_CAPACITY)
+    }
+}
+
+impl Book {
+    /// An empty book that remembers `capacity` records.
+    pub fn new(capacity: usize) -> Self {
+        let ring = Ring {
+            records: VecDeque::new(),
+            capacity: capacity.max(1),
+            next: 1,
+            closed: false,
+            readers: Vec::new(),
+        };
+        Self { ring: Mutex::new(ring), grown: Condvar::new(), head: watch::Sender::new(1) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes records down, numbers them, wakes the readers. Answers with the last number given. Drains `bodies`.
+    pub fn append(&self, time_ns: u64, bodies: &mut Vec<Body>) -> u64 {
+        if bodies.is_empty() {
+            return self.last_seq();
+        }
+        // What leaves the ring is freed after the lock is given back.
+        let mut leaving = Vec::new();
+        let next = {
+            let mut ring = self.lock();
+            let over = (ring.records.len() + bodies.len()).saturating_sub(ring.capacity);
+            leaving.reserve(over.min(ring.records.len()));
+            for body in bodies.drain(..) {
+                if ring.records.len() == ring.capacity {
+                    leaving.extend(ring.records.pop_front());
+                }
+                let seq = ring.next;
+                ring.next += 1;
+                ring.records.push_back(Record { seq, time_ns, body });
+            }
+            if !ring.closed {
+                self.head.send_replace(ring.next);
+            }
+            ring.next
+        };
+        self.grown.notify_all();
+        next - 1
+    }
+
+    /// Writes one record down.
+    pub fn append_one(&self, time_ns: u64, body: Body) -> u64 {
+        self.append(time_ns, &mut vec![body])
+    }
+
+    /// The last number given; 0 before the first record.
+    pub fn last_seq(&self) -> u64 {
+        self.lock().next - 1
+    }
+
+    /// No record comes any more: readers read what is left and end.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.head.send_replace(CLOSED);
+        self.grown.notify_all();
+    }
+
+    /// Opens a reader. With `follow` it goes on until the book is closed, else it ends where the book ends now.
+    pub fn reader(self: &Arc<Self>, name: &str, filter: Option<Filter>, start: Start, follow: bool) -> Reader {
+        let (cursor, head) = self.find(filter.as_ref(), start);
+        let state = Arc::new(Mutex::new(State {
+            name: name.into(),
+            start: cursor,
+            cursor,
+            until: (!follow).then_some(head),
+            ..State::default()
+        }));
+        self.lock().readers.push(Arc::downgrade(&state));
+        Reader {
+            seen: self.head.subscribe(),
+            book: self.clone(),
+            filter,
+            state,
+            taken: VecDeque::new(),
+        }
+    }
+
+    /// The number at which a reader begins, and the number that comes next.
+    fn find(&self, filter: Option<&Filter>, start: Start) -> (u64, u64) {
+        let (records, tail, next) = {
+            let ring = self.lock();
+            match start {
+                Start::Next => return (ring.next, ring.next),
+                Start::Oldest => return (ring.tail(), ring.next),
+                // Searched on a copy: a search must not keep the writer waiting.
+                _ => (ring.records.clone(), ring.tail(), ring.next),
+            }
+        };
+        let (count, since) = match start {
+            Start::Last(count) => (count, 0),
+            Start::Since(since) => (u64::MAX, since),
+            Start::LastSince(count, since) => (count, since),
+            Start::Next | Start::Oldest => (0, 0),
+        };
+        let oldest = tail + records.partition_point(|r| r.time_ns < since) as u64;
+        if count == u64::MAX {
+            return (oldest, next);
+        }
+        let mut left = count;
+        let mut cursor = next;
+        for record in records.iter().rev().take_while(|r| r.seq >= oldest) {
+            if left == 0 {
+                break;
+            }
+            if filter.is_none_or(|f| f(record)) {
+                left -= 1;
+                cursor = record.seq;
+            }
+        }
+        (cursor, next)
+    }
+
+    /// The ledger lines of all open readers, each balanced in itself.
+    pub fn lines(&self) -> Vec<Line> {
+        let mut ring = self.lock();
+        ring.readers.retain(|r| r.strong_count() > 0);
+        let readers: Vec<_> = ring.readers.iter().filter_map(Weak::upgrade).collect();
+        readers.iter().map(|r| lock(r).line(ring.tail(), ring.next)).collect()
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a reader has done so far. Locked after the ring, never before it.
+#[derive(Default)]
+struct State {
+    name: Arc<str>,
+    start: u64,
+    /// Next number to take out of the ring.
+    cursor: u64,
+    /// Where it ends, for a reader that does not follow.
+    until: Option<u64>,
+    delivered: u64,
+    filtered: u64,
+    lost: BTreeMap<&'static str, u64>,
+    /// Taken out of the ring, wanted, and not yet settled.
+    taken: u64,
+}
+
+impl State {
+    /// Notices what has left the ring before it was read.
+    fn catch_up(&mut self, tail: u64) {
+        let tail = self.until.map_or(tail, |until| tail.min(until));
+        if self.cursor < tail {
+            *self.lost.entry(SLOW).or_default() += tail - self.cursor;
+            self.cursor = tail;
+        }
+    }
+
+    fn line(&mut self, tail: u64, next: u64) -> Line {
+        self.catch_up(tail);
+        let end = self.until.unwrap_or(next);
+        Line {
+            name: self.name.clone(),
+            made: end - self.start,
+            delivered: self.delivered,
+            filtered: self.filtered,
+            lost: self.lost.clone(),
+            queued: end - self.cursor + self.taken,
+        }
+    }
+}
+
+/// Reads the book at its own pace. Dropping it closes its line.
+pub struct Reader {
+    book: Arc<Book>,
+    filter: Option<Filter>,
+    state: Arc<Mutex<State>>,
+    taken: VecDeque<Record>,
+    seen: watch::Receiver<u64>,
+}
+
+impl Reader {
+    /// The next record that passes the filter; `None` at the end.
+    pub async fn next(&mut self) -> Option<Record> {
+        loop {
+            if let Some(record) = self.try_next() {
+                return Some(record);
+            }
+            if self.ended() {
+                return None;
+            }
+            // The value was looked at before the ring, so a record that came in between wakes us at once.
+            self.seen.changed().await.ok()?;
+        }
+    }
+
+    /// The next record that passes the filter, if there is one now. It counts as delivered.
+    pub fn try_next(&mut self) -> Option<Record> {
+        if self.taken.is_empty() {
+            self.fetch();
+        }
+        let record = self.taken.pop_front()?;
+        self.settle_delivered(1);
+        Some(record)
+    }
+
+    /// Up to 256 records that pass the filter. They count as queued until the caller settles them, in order, with
+    /// [`settle_delivered`](Self::settle_delivered) or [`settle_lost`](Self::settle_lost).
+    pub fn take(&mut self) -> Vec<Record> {
+        if self.taken.is_empty() {
+            self.fetch();
+        }
+        self.taken.drain(..).collect()
+    }
+
+    /// That many of the records taken have arrived.
+    pub fn settle_delivered(&mut self, records: u64) {
+        let mut state = lock(&self.state);
+        state.taken -= records;
+        state.delivered += records;
+    }
+
+    /// That many of the records taken are lost.
+    pub fn settle_lost(&mut self, cause: &'static str, records: u64) {
+        if records == 0 {
+            return;
+        }
+        let mut state = lock(&self.state);
+        state.taken -= records;
+        *state.lost.entry(cause).or_default() += records;
+    }
+
+    /// Blocks this thread until there is something to read, the book is closed, or the time is over.
+    pub fn wait(&self, at_most: Duration) {
+        let ring = self.book.lock();
+        let cursor = lock(&self.state).cursor;
+        let idle = |ring: &mut Ring| ring.next <= cursor && !ring.closed;
+        drop(self.book.grown.wait_timeout_while(ring, at_most, idle));
+    }
+
+    /// Whether nothing comes any more.
+    pub fn ended(&self) -> bool {
+        let ring = self.book.lock();
+        let state = lock(&self.state);
+        let end = state.until.or(ring.closed.then_some(ring.next));
+        self.taken.is_empty() && end.is_some_and(|end| state.cursor >= end)
+    }
+
+    /// This reader's line in the ledger.
+    pub fn line(&self) -> Line {
+        let ring = self.book.lock();
+        lock(&self.state).line(ring.tail(), ring.next)
+    }
+
+    /// Takes the next batch out of the ring and filters it.
+    fn fetch(&mut self) {
+        self.seen.borrow_and_update();
+        loop {
+            let batch: Vec<Record> = {
+                let ring = self.book.lock();
+                let mut state = lock(&self.state);
+                state.catch_up(ring.tail());
+                let end = state.until.unwrap_or(ring.next);
+                let count = usize::try_from(end.saturating_sub(state.cursor)).unwrap_or(BATCH).min(BATCH);
+                let batch: Vec<_> = ring.from(state.cursor).take(count).cloned().collect();
+                state.cursor += batch.len() as u64;
+                state.taken += batch.len() as u64;
+                batch
+            };
+            if batch.is_empty() {
+                return;
+            }
+            let all = batch.len() as u64;
+            match &self.filter {
+                None => self.taken.extend(batch),
+                Some(filter) => self.taken.extend(batch.into_iter().filter(|r| filter(r))),
+            }
+            let unwanted = all - self.taken.len() as u64;
+            if unwanted > 0 {
+                let mut state = lock(&self.state);
+                state.taken -= unwanted;
+                state.filtered += unwanted;
+            }
+            if !self.taken.is_empty() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Who is who for one moment: what the engine asks when it writes a record. A value, swapped whole.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::number::NumberMap;
+use super::record::Identity;
+use crate::policy::RuleRef;
+
+/// How long an address still maps to an owner that left, and how long the owner's number is remembered at least.
+pub const TOMBSTONE_NS: u64 = 600 * 1_000_000_000;
+
+/// How much later than a flow its remote's name may come and still be taken for the owner at that time.
+pub const LATE_NS: u64 = 10 * 1_000_000_000;
+
+/// An address and who had it, from when to when (boottime).
+#[derive(Clone, Debug)]
+pub struct Holding {
+    /// The owner.
+    pub identity: Arc<Identity>,
+    /// Known since.
+    pub since: u64,
+    /// Gone since.
+    pub until: Option<u64>,
+}
+
+/// Identities by number and by address, and the rules' names.
+#[derive(Clone, Debug, Default)]
+pub struct Directory {
+    /// The latest version of every identity.
+    pub identities: NumberMap<u32, Arc<Identity>>,
+    /// Earlier versions, oldest first, each with the moment at which it was replaced.
+    pub earlier: NumberMap<u32, Vec<(u64, Arc<Identity>)>>,
+    /// Who has an address.
+    pub by_address: HashMap<IpAddr, Holding>,
+    /// Who had it before, oldest first.
+    pub tombstones: HashMap<IpAddr, Vec<Holding>>,
+    /// Rules by id.
+    pub rules: NumberMap<u32, Arc<RuleRef>>,
+}
+
+impl Directory {
+    /// The identity of an instance as it was at `boot_ns`.
+    pub fn identity(&self, instance: u32, boot_ns: u64) -> Option<&Arc<Identity>> {
+        if instance == 0 {
+            return None;
+        }
+        if !self.earlier.is_empty()
+            && let Some(versions) = self.earlier.get(&instance)
+            && let Some((_, identity)) = versions.iter().find(|(until, _)| boot_ns < *until)
+        {
+            return Some(identity);
+        }
+        self.identities.get(&instance)
+    }
+
+    /// Who had `address` at `boot_ns`, for a flow whose verdict did not know: an owner of that time, tombstones
+    /// included, or one whose name came only a little later. Never a later owner of a used address.
+    pub fn late(&self, address: IpAddr, boot_ns: u64) -> Option<&Arc<Identity>> {
+        let former = self.tombstones.get(&address).map_or(&[][..], Vec::as_slice);
+        let all = former.iter().chain(self.by_address.get(&address));
+        let mut best = None;
+        for holding in all {
+            let begun = holding.since <= boot_ns;
+            let ended = holding.until.is_some_and(|until| until <= boot_ns);
+            match (begun, ended) {
+                (true, false) => return Some(&holding.identity),
+                // Late packets of an owner that left.
+                (true, true) if holding.until.is_some_and(|u| boot_ns - u < TOMBSTONE_NS) => best = Some(&holding.identity),
+                (false, _) if best.is_none() && holding.since - boot_ns <= LATE_NS => return Some(&holding.identity),
+                _ => {}
+            }
+        }
+        best
+    }
+
+    /// Who has `address` now.
+    pub fn holder(&self, address: IpAddr) -> Option<&Arc<Identity>> {
+        self.by_address.get(&address).map(|h| &h.identity)
+    }
+}
