@@ -15,8 +15,12 @@ use sekisho_core::counters;
 use sekisho_core::layout::FlowEvent;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Builds the kernel programs of this repository and returns their object.
+/// Builds the kernel programs of this repository and returns their object, or reads the one that
+/// `SEKISHO_EBPF_OBJECT` names: a machine without a compiler brings it along.
 pub fn object() -> Result<Vec<u8>> {
+    if let Some(path) = std::env::var_os("SEKISHO_EBPF_OBJECT").map(PathBuf::from) {
+        return std::fs::read(&path).with_context(|| path.display().to_string());
+    }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let path = sekisho_ebpf_build::build(&root, &target.join("ebpf"))?;
