@@ -1,1 +1,125 @@
-//! (being built)
+//! What an operator types: every command, its arguments, its exit code, and how answers look on a terminal.
+//!
+//! Nouns. An *exit* is one of four codes, the same for every command. A *failure* is one sentence with the exit that
+//! goes with it. A *machine* is what commands do here by themselves rather than through a running agent; the
+//! daemon gives it, so that this room knows neither kernel nor threads.
+//!
+//! Answers go to stdout, sentences to stderr. No verdict is made here: the agent answers, this room asks and prints.
+
+mod alerts;
+mod args;
+mod client;
+mod completion;
+mod detach;
+mod explain;
+mod mode;
+mod observe;
+mod output;
+mod render;
+mod status;
+mod values;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+pub use args::{AgentArgs, LogFormat, Mode, TcBackend};
+
+use args::{Cli, Command};
+
+/// How a command ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Done.
+    Done,
+    /// Not ready, or not found.
+    NotReady,
+    /// Wrong usage.
+    Usage,
+    /// Cannot run here.
+    CannotRun,
+}
+
+impl Exit {
+    /// The number that the shell sees.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::NotReady => 1,
+            Self::Usage => 2,
+            Self::CannotRun => 3,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        exit.code().into()
+    }
+}
+
+/// Why a command failed: one sentence that says what to do, and how it ends.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Failure {
+    /// How the command ends.
+    pub exit: Exit,
+    /// The sentence.
+    pub text: String,
+}
+
+impl Failure {
+    /// A failure with a sentence.
+    pub fn new(exit: Exit, text: impl std::fmt::Display) -> Self {
+        Self { exit, text: text.to_string() }
+    }
+}
+
+/// What commands do on this machine itself, without asking an agent.
+pub trait Machine {
+    /// Runs the agent in the foreground.
+    fn agent(&self, args: &AgentArgs) -> ExitCode;
+    /// Removes everything that lies under the pins; one line for each thing that was removed.
+    fn detach(&self, pin_dir: &Path) -> Result<Vec<String>, Failure>;
+    /// Switches to mode observe on the pins of an agent that does not answer. The new policy epoch.
+    fn observe_on_pins(&self, pin_dir: &Path) -> Result<u32, Failure>;
+}
+
+/// The program: reads the arguments of this process, runs one command.
+pub fn main(machine: &dyn Machine) -> ExitCode {
+    run(std::env::args_os(), machine)
+}
+
+/// The same with given arguments; the first is the program's name.
+pub fn run(args: impl IntoIterator<Item = OsString>, machine: &dyn Machine) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help into a closed pipe is no error.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+        }
+    };
+    let result = match &cli.command {
+        Command::Agent(args) => return machine.agent(&AgentArgs { socket: cli.socket.clone(), ..args.as_ref().clone() }),
+        Command::Status(args) => status::run(&cli.socket, args),
+        Command::Observe(args) => observe::run(&cli.socket, args),
+        Command::Alerts(args) => alerts::run(&cli.socket, args),
+        Command::Explain(args) => explain::run(&cli.socket, args),
+        Command::Mode(args) => mode::run(&cli.socket, args, machine),
+        Command::Detach(args) => detach::run(args, machine),
+        Command::Completion(args) => completion::completion(args),
+        Command::Man(args) => completion::man(args),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            if !failure.text.is_empty() {
+                eprintln!("sekisho: {failure}");
+            }
+            failure.exit.into()
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Serving: the same services over every listener, until told to stop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sekisho_proto::DESCRIPTORS;
+use sekisho_proto::sekisho_server::SekishoServer;
+use tokio::sync::watch;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tonic::transport::server::{Router, TcpIncoming};
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+
+use super::service::{Reach, Service};
+use super::{Agent, Listeners};
+
+/// How long open streams may take to end once the agent stops.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How often readiness is looked at for the health service.
+const PULSE: Duration = Duration::from_secs(1);
+/// Name under which health is told, beside the server as a whole.
+const SERVICE: &str = "sekisho.v1.Sekisho";
+
+/// Why serving ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The descriptors cannot be read back.
+    #[error("the protocol's own description is broken: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The transport failed.
+    #[error("gRPC ended: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// Serves until `stopped` says true. Streams end when the book is closed; what has not ended shortly after is cut.
+pub async fn serve(mut listeners: Listeners, agent: Arc<dyn Agent>, stopped: watch::Receiver<bool>) -> Result<(), ServeError> {
+    let (reporter, _) = health_reporter();
+    let health = tokio::spawn(tell_health(Arc::clone(&agent), reporter.clone()));
+    let unix = listeners.unix.take().map(|unix| {
+        router(&agent, Reach::Local, reporter.clone())
+            .map(|router| router.serve_with_incoming_shutdown(UnixListenerStream::new(unix), stop(stopped.clone())))
+    });
+    let tcp = listeners.tcp.take().map(|tcp| {
+        let incoming = TcpIncoming::from(tcp).with_nodelay(Some(true));
+        router(&agent, Reach::Loopback, reporter.clone())
+            .map(|router| router.serve_with_incoming_shutdown(incoming, stop(stopped.clone())))
+    });
+    let (unix, tcp) = (unix.transpose()?, tcp.transpose()?);
+    let all = async {
+        let unix = async { if let Some(unix) = unix { unix.await } else { Ok(()) } };
+        let tcp = async { if let Some(tcp) = tcp { tcp.await } else { Ok(()) } };
+        tokio::try_join!(unix, tcp).map(|_| ())
+    };
+    let farewell = async {
+        stop(stopped.clone()).await;
+        tokio::time::sleep(FAREWELL).await;
+    };
+    let served = tokio::select! {
+        served = all => served.map_err(ServeError::from),
+        () = farewell => Ok(()),
+    };
+    health.abort();
+    served
+}
+
+fn router(agent: &Arc<dyn Agent>, reach: Reach, reporter: HealthReporter) -> Result<Router, ServeError> {
+    let health = tonic_health::pb::health_server::HealthServer::new(tonic_health::server::HealthService::from_health_reporter(reporter));
+    let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    let reflection_alpha = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    Ok(Server::builder()
+        .add_service(SekishoServer::new(Service::new(Arc::clone(agent), reach)))
+        .add_service(health)
+        .add_service(reflection.build_v1()?)
+        .add_service(reflection_alpha.build_v1alpha()?))
+}
+
+async fn stop(mut stopped: watch::Receiver<bool>) {
+    // A sender that is gone stops as well.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+async fn tell_health(agent: Arc<dyn Agent>, reporter: HealthReporter) {
+    loop {
+        let asked = Arc::clone(&agent);
+        let ready = tokio::task::spawn_blocking(move || asked.ready()).await.unwrap_or(false);
+        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        reporter.set_service_status("", status).await;
+        reporter.set_service_status(SERVICE, status).await;
+        tokio::time::sleep(PULSE).await;
+    }
+}

@@ -1,0 +1,41 @@
+//! `sekisho alerts`.
+
+use std::path::Path;
+
+use clap::Args;
+use sekisho_proto::AlertsRequest;
+
+use super::output::{OutputArgs, Printer};
+use super::values::{self, Last};
+use super::{Exit, Failure, client, observe};
+
+const EXAMPLES: &str = "Examples:
+  sekisho alerts                     the last 20
+  sekisho alerts --last all -o dict  all that are remembered, with their evidence
+  sekisho alerts --follow -o json | jq '{rule, id, status, source, count}'
+
+An incident keeps its id: a later line with the same id is an update of it.";
+
+/// Arguments of `sekisho alerts`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct AlertsArgs {
+    /// How many of the newest, or `all` [default: 20; none with --follow]
+    #[arg(long, value_name = "N or all", value_parser = values::last)]
+    last: Option<Last>,
+    /// Go on with what comes, until interrupted
+    #[arg(short, long)]
+    follow: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(super) fn run(socket: &Path, args: &AlertsArgs) -> Result<Exit, Failure> {
+    let (all, last) = observe::history(args.last, args.follow, false);
+    client::converse(async {
+        let mut client = client::connect(socket).await?;
+        let request = AlertsRequest { last, all, follow: args.follow };
+        let records = client.alerts(request).await.map_err(|status| client::refused(&status))?.into_inner();
+        observe::print(records, Printer::new(args.output)).await
+    })
+}

@@ -1,0 +1,192 @@
+//! The commands and their arguments: the one source of parsing, help, completion and man pages.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::ArgPredicate;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::alerts::AlertsArgs;
+use super::completion::{CompletionArgs, ManArgs};
+use super::detach::DetachArgs;
+use super::explain::ExplainArgs;
+use super::mode::ModeArgs;
+use super::observe::ObserveArgs;
+use super::status::StatusArgs;
+use super::values;
+
+/// Where the agent listens unless told otherwise.
+const SOCKET: &str = "/run/sekisho/sekisho.sock";
+/// Where the agent pins what outlives it unless told otherwise.
+pub(super) const PIN_DIR: &str = "/sys/fs/bpf/sekisho";
+
+const ABOUT: &str = "Sees, judges and stops pod network flows on a Kubernetes node";
+const LONG_ABOUT: &str = "Sees, judges and stops pod network flows on a Kubernetes node.\n\n\
+    One agent runs on every node. It attaches to the pods' interfaces, judges each flow against the NetworkPolicies, \
+    and writes one record of it with verdict, deciding rule, identities, counts and process. \
+    The other commands ask that agent over its Unix socket.";
+const EXAMPLES: &str = "Examples:
+  sekisho agent --manifests ./cluster --node-name node-1     run on a folder of manifests
+  sekisho status                                             is everything attached and in force?
+  sekisho observe --follow --verdict denied                  watch what is turned back, and why
+  sekisho explain --from shop/web --to shop/db --port 5432/TCP
+  sekisho mode observe                                       the kill switch: judge nothing, drop nothing
+
+Exit codes: 0 done, 1 not ready or not found, 2 wrong usage, 3 cannot run here.";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "sekisho", version, about = ABOUT, long_about = LONG_ABOUT, after_help = EXAMPLES, subcommand_required = true)]
+pub(super) struct Cli {
+    /// Unix socket of the agent
+    #[arg(long, global = true, value_name = "PATH", default_value = SOCKET, env = "SEKISHO_SOCKET")]
+    pub(super) socket: PathBuf,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the agent in the foreground
+    Agent(Box<AgentArgs>),
+    /// Say whether every pod is covered and the policy is in force
+    Status(StatusArgs),
+    /// Print flow records: who talked to whom, judged how, and why
+    Observe(ObserveArgs),
+    /// Print alerts: scans, spoofing, and what else no policy can see
+    Alerts(AlertsArgs),
+    /// Ask what would be decided for a connection, at both ends, and why
+    Explain(ExplainArgs),
+    /// Show the mode, or set it; `mode observe` is the kill switch
+    Mode(ModeArgs),
+    /// Remove everything that Sekisho has attached and pinned here
+    Detach(DetachArgs),
+    /// Print a completion script for a shell
+    Completion(CompletionArgs),
+    /// Write man pages
+    #[command(hide = true)]
+    Man(ManArgs),
+}
+
+const AGENT_EXAMPLES: &str = "Examples:
+  sekisho agent --manifests ./cluster --node-name node-1
+  sekisho agent --manifests ./cluster --node-name node-1 --mode audit --jsonl /var/log/sekisho/flows.jsonl
+  sekisho agent --manifests ./cluster --node-name node-1 --listen 127.0.0.1:4317 --memory-budget 256Mi
+
+The node is the network namespace in which the agent is started. Manifests are ordinary Kubernetes objects in *.yaml, *.yml
+and *.json files; the folder is watched, and a changed file changes the verdict. When the agent ends, enforcement stays, unless
+--detach-on-exit is given; `sekisho detach` removes it later.";
+
+/// Arguments of `sekisho agent`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = AGENT_EXAMPLES)]
+pub struct AgentArgs {
+    /// Folder of manifests (pods, namespaces, policies, ...), watched
+    #[arg(long, value_name = "DIR", requires = "node_name", value_parser = values::folder)]
+    pub manifests: Option<PathBuf>,
+    /// Name of this node; its pods are the ones that are judged [default without manifests: the host name]
+    #[arg(long, value_name = "NAME", default_value_t = values::hostname(), hide_default_value = true, value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub node_name: String,
+    /// Name of the cluster, for the records
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// Unix socket to listen on; a stale one is replaced.
+    #[arg(skip)]
+    pub socket: PathBuf,
+    /// Folder on a mounted bpffs for what outlives the agent; made if missing
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pub pin_dir: PathBuf,
+    /// Serve gRPC over TCP too, on a loopback address only
+    #[arg(long, value_name = "127.0.0.1:PORT", value_parser = values::loopback)]
+    pub listen: Option<SocketAddr>,
+    /// Write every record as a line of JSON into a file, or to stdout with `-`
+    #[arg(long, value_name = "PATH or -")]
+    pub jsonl: Option<PathBuf>,
+    /// Size at which the file of --jsonl is rotated
+    #[arg(long, value_name = "SIZE", default_value = "100M", value_parser = values::size)]
+    pub jsonl_max_size: u64,
+    /// How many rotated files of --jsonl are kept
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub jsonl_keep: u32,
+    /// What to do with a flow that no policy allows [default: enforce with --manifests, observe without]
+    #[arg(long, value_enum, default_value = "observe", default_value_if("manifests", ArgPredicate::IsPresent, "enforce"), hide_default_value = true)]
+    pub mode: Mode,
+    /// How to attach to a pod's interface
+    #[arg(long, value_enum, default_value_t = TcBackend::Auto)]
+    pub tc_backend: TcBackend,
+    /// Bytes that all kernel maps together may take
+    #[arg(long, value_name = "SIZE", default_value = "128Mi", value_parser = values::size)]
+    pub memory_budget: u64,
+    /// Remove everything when the agent ends, instead of leaving enforcement in place
+    #[arg(long)]
+    pub detach_on_exit: bool,
+    /// How often an open flow gets an update record
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
+    pub update_interval: Duration,
+    /// Age at which an open flow gets its first update record
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
+    pub first_update: Duration,
+    /// How often a ledger record is written
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
+    pub ledger_interval: Duration,
+    /// How many records are kept in memory for `observe` and clients that come later
+    #[arg(long, value_name = "N", default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    pub history: u32,
+    /// Form of the agent's own log on stderr
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// Level of the log: error, warn, info, debug, trace, or per module as in `info,sekisho::datapath=debug`
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "SEKISHO_LOG")]
+    pub log_level: String,
+}
+
+/// What happens to a flow that no policy allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Judge nothing, drop nothing, record everything
+    Observe,
+    /// Judge and record what would be denied, drop nothing
+    Audit,
+    /// Judge and drop
+    Enforce,
+}
+
+impl Mode {
+    /// The name on the command line, in records and in the protocol.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Audit => "audit",
+            Self::Enforce => "enforce",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How to attach to a pod's interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TcBackend {
+    /// TCX where the kernel has it (6.6 and newer), else clsact
+    Auto,
+    /// TCX or nothing
+    Tcx,
+    /// A clsact qdisc, as on kernels before 6.6
+    Clsact,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One readable line each
+    Text,
+    /// One JSON object per line
+    Json,
+}

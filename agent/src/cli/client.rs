@@ -1,0 +1,90 @@
+//! Asking the agent: one connection over its Unix socket, and what to say when there is none.
+
+use std::error::Error;
+use std::future::Future;
+use std::io;
+use std::path::Path;
+
+use sekisho_proto::sekisho_client::SekishoClient;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use super::{Exit, Failure};
+
+/// Answers may be large: a status names every endpoint.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// A connected client.
+pub(super) type Client = SekishoClient<Channel>;
+
+/// Runs a conversation with the agent; an interrupt ends it quietly and well.
+pub(super) fn converse<T: Future<Output = Result<Exit, Failure>>>(conversation: T) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::CannotRun, format_args!("the runtime does not start: {error}")))?;
+    runtime.block_on(async {
+        tokio::select! {
+            result = conversation => result,
+            _ = tokio::signal::ctrl_c() => Ok(Exit::Done),
+        }
+    })
+}
+
+/// Connects to the agent behind a socket.
+pub(super) async fn connect(socket: &Path) -> Result<Client, Failure> {
+    let path = socket.to_str().ok_or_else(|| Failure::new(Exit::Usage, "the path of the socket is not UTF-8"))?;
+    let endpoint = Endpoint::from_shared(format!("unix:{path}"))
+        .map_err(|error| Failure::new(Exit::Usage, format_args!("{path} is no socket path: {error}")))?;
+    let channel = endpoint.connect().await.map_err(|error| Failure::new(Exit::NotReady, no_answer(path, &error)))?;
+    Ok(SekishoClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+}
+
+/// Why no agent answers, and what to do.
+fn no_answer(path: &str, error: &(dyn Error + 'static)) -> String {
+    let kind = io_error(error).map(io::Error::kind);
+    match kind {
+        Some(io::ErrorKind::NotFound) => {
+            format!("no agent answers: there is no socket {path}; start one with `sekisho agent`, or name its socket with --socket")
+        }
+        Some(io::ErrorKind::ConnectionRefused) => {
+            format!("no agent answers on {path}: the one that made it has ended; start it again with `sekisho agent`")
+        }
+        Some(io::ErrorKind::PermissionDenied) => format!("{path} may not be opened: run as root"),
+        _ => format!("no agent answers on {path}: {}", deepest(error)),
+    }
+}
+
+fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
+    let mut current = Some(error);
+    let mut found = None;
+    while let Some(error) = current {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            found = Some(io);
+        }
+        current = error.source();
+    }
+    found
+}
+
+fn deepest(error: &(dyn Error + 'static)) -> String {
+    let mut current = error;
+    while let Some(source) = current.source() {
+        current = source;
+    }
+    current.to_string()
+}
+
+/// What the agent refused or could not do, as a sentence with its exit.
+pub(super) fn refused(status: &Status) -> Failure {
+    let exit = match status.code() {
+        Code::InvalidArgument => Exit::Usage,
+        _ => Exit::NotReady,
+    };
+    match status.code() {
+        Code::Unavailable | Code::Unknown | Code::Cancelled if io_error(status).is_some() || status.message().contains("transport") => {
+            Failure::new(exit, "the agent has ended while it was asked")
+        }
+        _ => Failure::new(exit, status.message()),
+    }
+}

@@ -1,0 +1,56 @@
+//! `sekisho explain`.
+
+use std::path::Path;
+
+use clap::Args;
+use sekisho_proto::ExplainRequest;
+
+use crate::api::End;
+
+use super::output::{OutputArgs, Printer};
+use super::{Exit, Failure, client, render, values};
+
+const EXAMPLES: &str = "Examples:
+  sekisho explain --from shop/frontend --to shop/api --port 8080/TCP
+  sekisho explain --from shop/api --to 192.0.2.7 --port 443
+  sekisho explain --from shop/web --to shop/db --port ICMP
+
+The answer is what the running agent would decide now, at the end that sends and at the end that receives; a flow passes
+only if both allow it. Exit code 1 when a pod is not known.";
+
+/// Arguments of `sekisho explain`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct ExplainArgs {
+    /// Who opens the connection
+    #[arg(long, value_name = "NS/POD or IP", value_parser = clap::value_parser!(End))]
+    from: End,
+    /// To whom
+    #[arg(long, value_name = "NS/POD or IP", value_parser = clap::value_parser!(End))]
+    to: End,
+    /// Port and protocol of the destination; TCP where only a port is given
+    #[arg(long, value_name = "PORT/PROTO", value_parser = values::port_and_protocol)]
+    port: (u16, String),
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+impl ExplainArgs {
+    /// What is asked of the agent.
+    pub(super) fn request(&self) -> ExplainRequest {
+        let (port, protocol) = &self.port;
+        ExplainRequest { from: self.from.to_string(), to: self.to.to_string(), port: u32::from(*port), protocol: protocol.clone() }
+    }
+}
+
+pub(super) fn run(socket: &Path, args: &ExplainArgs) -> Result<Exit, Failure> {
+    client::converse(async {
+        let mut client = client::connect(socket).await?;
+        let request = args.request();
+        let answer = client.explain(request.clone()).await.map_err(|status| client::refused(&status))?.into_inner();
+        let mut printer = Printer::new(args.output);
+        printer.print(&answer, |answer, paint| render::explanation(&request, answer, paint))?;
+        printer.flush()?;
+        Ok(Exit::Done)
+    })
+}

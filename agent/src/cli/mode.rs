@@ -1,0 +1,57 @@
+//! `sekisho mode`: shows or sets what happens to flows that no policy allows.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use sekisho_proto::{ModeRequest, ModeResponse};
+
+use super::args::{Mode, PIN_DIR};
+use super::output::{OutputArgs, Printer};
+use super::{Exit, Failure, Machine, client};
+
+const EXAMPLES: &str = "Examples:
+  sekisho mode             which mode is in force
+  sekisho mode observe     the kill switch: works also when the agent is dead
+  sekisho mode enforce     judge and drop again";
+
+/// Arguments of `sekisho mode`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct ModeArgs {
+    /// The mode to set
+    #[arg(value_enum, value_name = "MODE")]
+    mode: Option<Mode>,
+    /// Where the agent's pins lie, for `mode observe` when no agent answers
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pin_dir: PathBuf,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(super) fn run(socket: &Path, args: &ModeArgs, machine: &dyn Machine) -> Result<Exit, Failure> {
+    client::converse(async {
+        let answer = match (ask(socket, args.mode).await, args.mode) {
+            (Ok(answer), _) => answer,
+            (Err(unanswered), Some(Mode::Observe)) if unanswered.exit != Exit::Usage => {
+                let epoch = machine.observe_on_pins(&args.pin_dir)?;
+                eprintln!("sekisho: {unanswered}; the mode is set on the pins in {}", args.pin_dir.display());
+                ModeResponse { mode: Mode::Observe.name().to_owned(), epoch }
+            }
+            (Err(unanswered), Some(mode)) => {
+                let text = format!("{unanswered}; mode {mode} needs a running agent, only `sekisho mode observe` works without");
+                return Err(Failure::new(unanswered.exit, text));
+            }
+            (Err(unanswered), None) => return Err(unanswered),
+        };
+        let mut printer = Printer::new(args.output);
+        printer.print(&answer, |answer, _| answer.mode.clone())?;
+        printer.flush()?;
+        Ok(Exit::Done)
+    })
+}
+
+async fn ask(socket: &Path, mode: Option<Mode>) -> Result<ModeResponse, Failure> {
+    let mut client = client::connect(socket).await?;
+    let request = ModeRequest { mode: mode.map(|mode| mode.name().to_owned()) };
+    client.mode(request).await.map(tonic::Response::into_inner).map_err(|status| client::refused(&status))
+}

@@ -1,0 +1,146 @@
+//! `sekisho observe`: history, then what comes.
+
+use std::path::Path;
+use std::pin::pin;
+use std::task::Poll;
+
+use clap::Args;
+use prost_types::Timestamp;
+use sekisho_proto::{Filter, FlowsRequest, Kind, Record, Verdict};
+use tonic::Streaming;
+
+use super::output::{OutputArgs, Printer};
+use super::values::{self, Last};
+use super::{Exit, Failure, client, render};
+
+/// How much of the past is printed where nothing is said and nothing followed.
+const LAST: u64 = 20;
+
+const EXAMPLES: &str = "Examples:
+  sekisho observe                                    the last 20 records
+  sekisho observe --follow --verdict denied          what is turned back from now on, and why
+  sekisho observe --last all --pod shop/web          everything remembered about one pod
+  sekisho observe --since 5m --to-pod shop/db --port 5432
+  sekisho observe --last all -o json --follow        the whole book: every kind, `seq` without a gap
+
+Filters are applied by the agent. A record passes if it matches every option that is given; an option may be given several
+times or with a comma list, and then any of its values will do. Without a filter, alerts, ledgers and the other records
+that are not flows are printed as well.";
+
+/// Arguments of `sekisho observe`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct ObserveArgs {
+    /// How many of the newest records that pass, or `all` [default: 20; none with --follow]
+    #[arg(long, value_name = "N or all", value_parser = values::last)]
+    last: Option<Last>,
+    /// Nothing older: a time such as 2026-11-21T12:00:00Z, or how long ago, such as 5m
+    #[arg(long, value_name = "TIME", value_parser = values::since)]
+    since: Option<Timestamp>,
+    /// Go on with what comes, until interrupted
+    #[arg(short, long)]
+    follow: bool,
+    #[command(flatten)]
+    filter: FilterArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Which records.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Filters")]
+struct FilterArgs {
+    /// allowed, denied, audit
+    #[arg(long, value_name = "V", value_delimiter = ',', value_parser = values::name::<Verdict>)]
+    verdict: Vec<Verdict>,
+    /// Namespace of either end
+    #[arg(long, value_name = "NS", value_delimiter = ',')]
+    namespace: Vec<String>,
+    /// Pod at either end
+    #[arg(long, value_name = "NS/POD", value_delimiter = ',', value_parser = values::pod)]
+    pod: Vec<String>,
+    /// Pod that opened the flow
+    #[arg(long, value_name = "NS/POD", value_delimiter = ',', value_parser = values::pod)]
+    from_pod: Vec<String>,
+    /// Pod to which the flow was opened
+    #[arg(long, value_name = "NS/POD", value_delimiter = ',', value_parser = values::pod)]
+    to_pod: Vec<String>,
+    /// Address of either end, or a CIDR that holds it
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = values::network)]
+    ip: Vec<String>,
+    /// Port of either end
+    #[arg(long, value_name = "P", value_delimiter = ',')]
+    port: Vec<u16>,
+    /// TCP, UDP, SCTP, ICMP, ICMPv4, ICMPv6, or a number
+    #[arg(long, value_name = "P", value_delimiter = ',', value_parser = values::protocol)]
+    protocol: Vec<String>,
+    /// start, update, end, alert, ledger, policy, coverage, summarised
+    #[arg(long, value_name = "K", value_delimiter = ',', value_parser = values::name::<Kind>)]
+    kind: Vec<Kind>,
+}
+
+impl FilterArgs {
+    fn message(&self) -> Filter {
+        Filter {
+            kinds: self.kind.iter().map(|kind| *kind as i32).collect(),
+            verdicts: self.verdict.iter().map(|verdict| *verdict as i32).collect(),
+            namespaces: self.namespace.clone(),
+            pods: self.pod.clone(),
+            from_pods: self.from_pod.clone(),
+            to_pods: self.to_pod.clone(),
+            ips: self.ip.clone(),
+            ports: self.port.iter().copied().map(u32::from).collect(),
+            protocols: self.protocol.clone(),
+        }
+    }
+}
+
+impl ObserveArgs {
+    /// What is asked of the agent.
+    pub(super) fn request(&self) -> FlowsRequest {
+        let (all, last) = history(self.last, self.follow, self.since.is_some());
+        FlowsRequest { filter: Some(self.filter.message()), last, all, since: self.since, follow: self.follow }
+    }
+}
+
+/// How much of the past: what was asked for, else all since a given time, else nothing where it is followed, else a little.
+pub(super) fn history(last: Option<Last>, follow: bool, since: bool) -> (bool, Option<u64>) {
+    match last {
+        Some(Last::All) => (true, None),
+        Some(Last::Count(count)) => (false, Some(count)),
+        None if since => (true, None),
+        None if follow => (false, None),
+        None => (false, Some(LAST)),
+    }
+}
+
+pub(super) fn run(socket: &Path, args: &ObserveArgs) -> Result<Exit, Failure> {
+    client::converse(async {
+        let mut client = client::connect(socket).await?;
+        let records = client.flows(args.request()).await.map_err(|status| client::refused(&status))?.into_inner();
+        print(records, Printer::new(args.output)).await
+    })
+}
+
+/// Prints a stream to its end. Whatever has come is flushed before waiting for more.
+pub(super) async fn print(mut records: Streaming<Record>, mut printer: Printer) -> Result<Exit, Failure> {
+    loop {
+        let ready = {
+            let mut next = pin!(records.message());
+            std::future::poll_fn(|context| Poll::Ready(next.as_mut().poll(context))).await
+        };
+        let next = match ready {
+            Poll::Ready(next) => next,
+            Poll::Pending => {
+                printer.flush()?;
+                records.message().await
+            }
+        };
+        match next.map_err(|status| client::refused(&status))? {
+            Some(record) => printer.print(&record, render::record)?,
+            None => break,
+        }
+    }
+    printer.flush()?;
+    Ok(Exit::Done)
+}

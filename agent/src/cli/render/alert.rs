@@ -1,0 +1,48 @@
+//! An alert as one line.
+
+use sekisho_proto::{Alert, Evidence};
+
+use super::paint::Paint;
+use super::peer;
+
+/// How many targets and ports are named before the rest is only counted.
+const NAMED: usize = 8;
+
+pub(super) fn line(alert: &Alert, paint: Paint) -> String {
+    let source = alert.source.as_ref().map_or_else(|| "unknown".to_owned(), peer::alert_peer);
+    let head = format!("ALERT  {} {}", alert.severity, alert.rule);
+    let mut parts = vec![paint.bad(&head), alert.status.clone(), format!("from {source}")];
+    if !alert.targets.is_empty() {
+        let names: Vec<String> = alert.targets.iter().map(peer::alert_peer).collect();
+        parts.push(format!("to {}", some(&names, alert.target_count as usize)));
+    }
+    parts.extend(alert.evidence.as_ref().and_then(evidence));
+    parts.extend(alert.process.as_ref().map(|process| format!("by {}", peer::process(process))));
+    if !alert.attack.is_empty() {
+        parts.push(format!("ATT&CK {}", alert.attack.join(",")));
+    }
+    parts.push(format!("count {}", alert.count));
+    parts.push(paint.faint(&format!("id {}", alert.id)));
+    parts.retain(|part| !part.is_empty());
+    parts.join(" ")
+}
+
+fn evidence(evidence: &Evidence) -> Option<String> {
+    if let Some(claimed) = &evidence.claimed_ip {
+        let owner = evidence.claimed_owner.as_ref().map(|owner| format!(" of {}", peer::alert_peer(owner))).unwrap_or_default();
+        return Some(format!("claims {claimed}{owner}"));
+    }
+    if evidence.ports.is_empty() {
+        return None;
+    }
+    let ports: Vec<String> = evidence.ports.iter().map(u32::to_string).collect();
+    let total = evidence.port_count.map_or(ports.len(), |count| count as usize);
+    Some(format!("ports {}", some(&ports, total)))
+}
+
+fn some(names: &[String], total: usize) -> String {
+    let named = names.len().min(NAMED);
+    let more = total.max(names.len()) - named;
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{rest}", names[..named].join(","))
+}

@@ -1,0 +1,57 @@
+//! How answers look to a person: pure functions from messages to text.
+//!
+//! Compact is one line per record and a page per status; dict is every field as an aligned `key: value`. JSON is not
+//! made here but in the protocol's crate.
+
+mod alert;
+mod dict;
+mod explain;
+mod flow;
+mod paint;
+mod peer;
+mod siblings;
+mod status;
+mod table;
+
+use sekisho_proto::record::Body;
+use sekisho_proto::{Kind, Name as _, Record, rfc3339};
+
+pub(super) use dict::dict;
+pub(super) use explain::explanation;
+pub(super) use paint::Paint;
+pub(super) use status::status;
+
+/// A record as one line.
+pub(super) fn record(record: &Record, paint: Paint) -> String {
+    let time = paint.faint(&clock(record));
+    let kind = Kind::name_of(record.kind).unwrap_or("record");
+    let text = match &record.body {
+        Some(Body::Flow(body)) => flow::line(body, kind, paint),
+        Some(Body::Alert(body)) => alert::line(body, paint),
+        Some(Body::Ledger(body)) => siblings::ledger(body, paint),
+        Some(Body::PolicyChange(body)) => siblings::policy(body, paint),
+        Some(Body::Coverage(body)) => siblings::coverage(body, paint),
+        Some(Body::Summary(body)) => siblings::summary(body, paint),
+        None => kind.to_owned(),
+    };
+    format!("{time} {text}")
+}
+
+/// Time of day to the millisecond, UTC.
+fn clock(record: &Record) -> String {
+    let time = record.time.as_ref().map(rfc3339).unwrap_or_default();
+    time.get(11..23).unwrap_or("--:--:--.---").to_owned()
+}
+
+/// Bytes for a person.
+#[expect(clippy::cast_precision_loss, reason = "one digit behind the point is shown")]
+fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}

@@ -1,0 +1,49 @@
+//! Colours, or none.
+
+use sekisho_proto::Verdict;
+
+/// Paints text where colours are wanted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::cli) struct Paint {
+    on: bool,
+}
+
+impl Paint {
+    pub(in crate::cli) const fn new(on: bool) -> Self {
+        Self { on }
+    }
+
+    fn wrap(self, code: &str, text: &str) -> String {
+        if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    pub(super) fn good(self, text: &str) -> String {
+        self.wrap("32", text)
+    }
+
+    pub(super) fn bad(self, text: &str) -> String {
+        self.wrap("1;31", text)
+    }
+
+    pub(super) fn warning(self, text: &str) -> String {
+        self.wrap("33", text)
+    }
+
+    pub(super) fn faint(self, text: &str) -> String {
+        self.wrap("2", text)
+    }
+
+    pub(super) fn heading(self, text: &str) -> String {
+        self.wrap("1", text)
+    }
+
+    /// In the colour of a verdict.
+    pub(super) fn verdict(self, verdict: i32, text: &str) -> String {
+        match Verdict::try_from(verdict) {
+            Ok(Verdict::Allowed) => self.good(text),
+            Ok(Verdict::Denied) => self.bad(text),
+            Ok(Verdict::Audit) => self.warning(text),
+            _ => text.to_owned(),
+        }
+    }
+}

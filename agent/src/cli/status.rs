@@ -1,0 +1,41 @@
+//! `sekisho status`.
+
+use std::path::Path;
+
+use clap::Args;
+use sekisho_proto::StatusRequest;
+
+use super::output::{OutputArgs, Printer};
+use super::{Exit, Failure, client, render};
+
+const EXAMPLES: &str = "Examples:
+  sekisho status                                   everything at a glance
+  sekisho status -o json | jq '.endpoints[] | select(.ready | not)'
+  until sekisho status >/dev/null; do sleep 1; done  wait until the node is covered
+
+Ready means: a program at both directions of every local pod's interface, and the policy in force. Exit code 0 when ready, 1 when not.";
+
+/// Arguments of `sekisho status`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(super) fn run(socket: &Path, args: &StatusArgs) -> Result<Exit, Failure> {
+    client::converse(async {
+        let mut client = client::connect(socket).await?;
+        let status = client.status(StatusRequest {}).await.map_err(|status| client::refused(&status))?.into_inner();
+        let mut printer = Printer::new(args.output);
+        printer.print(&status, render::status)?;
+        printer.flush()?;
+        if status.ready {
+            return Ok(Exit::Done);
+        }
+        for reason in &status.unready {
+            eprintln!("sekisho: not ready: {reason}");
+        }
+        Ok(Exit::NotReady)
+    })
+}
