@@ -1,0 +1,154 @@
+//! What a record says is true: counts equal to a sniffer's at that end, names, process, and the reason of a
+//! denial. Needs root.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use sekisho_lab::{Agent, Heading, Lab, Pod, PodSpec, Sniffer, sum};
+use serde_json::{Value, json};
+
+const SOON: Duration = Duration::from_secs(8);
+
+struct Shop {
+    lab: Lab,
+    database: Pod,
+    api: Pod,
+    stranger: Pod,
+}
+
+fn shop(name: &str) -> Result<Shop> {
+    let lab = Lab::new(name)?;
+    lab.namespace("shop", &[("team", "shop")])?;
+    let database = lab.pod(PodSpec::new("shop", "database-0").label("app", "database").owner("StatefulSet", "database"))?;
+    let api = lab.pod(PodSpec::new("shop", "api-5d9f7c6b8-x2x4z").label("app", "api").owner("Deployment", "api").service_account("api"))?;
+    let stranger = lab.pod(PodSpec::new("shop", "stranger").owner("Job", "stranger"))?;
+    lab.policy(
+        "shop",
+        "database",
+        &json!({"podSelector": {"matchLabels": {"app": "database"}}, "policyTypes": ["Ingress"], "ingress": [
+            {"from": [{"podSelector": {"matchLabels": {"app": "api"}}}], "ports": [{"protocol": "TCP", "port": 5432}]},
+        ]}),
+    )?;
+    Ok(Shop { lab, database, api, stranger })
+}
+
+/// A record of one end (`direction`) of a flow to a port, of a kind.
+fn is(record: &Value, kind: &str, direction: &str, port: u16) -> bool {
+    record["kind"] == kind && record["direction"] == direction && record["destination"]["port"] == port
+}
+
+#[test]
+fn an_allowed_flow_says_everything() -> Result<()> {
+    let Shop { lab, database, api, .. } = shop("records-allowed")?;
+    let server = database.serve("tcp", 5432)?;
+    let agent = Agent::start(&lab, &[])?;
+    let (at_api, at_database) = (Sniffer::start(api.netns(), "eth0")?, Sniffer::start(database.netns(), "eth0")?);
+    // Large enough for segmentation offload on the way there and back.
+    let dial = api.spawn(sekisho_lab::tool::binary()?, &["dial", "tcp", &format!("{}:5432", database.v4()), "--bytes", "3000000"])?;
+    let pid = dial.pid();
+    ensure!(dial.finish(Duration::from_secs(20))?.success(), "the exchange works");
+    let (at_api, at_database) = (at_api.stop()?, at_database.stop()?);
+    for (direction, pod, counts) in [("egress", &api, &at_api), ("ingress", &database, &at_database)] {
+        let end = agent.record("the end of the flow", SOON, |record| is(record, "end", direction, 5432))?;
+        let (out, back) = if direction == "egress" { (Heading::Out, Heading::In) } else { (Heading::In, Heading::Out) };
+        let forward = sum(counts, |flow| flow.heading == out && flow.destination.1 == 5432);
+        let reply = sum(counts, |flow| flow.heading == back && flow.source.1 == 5432);
+        for (field, forward, reply) in [("packets", forward.packets, reply.packets), ("bytes", forward.bytes, reply.bytes)] {
+            let said = (end[field]["forward"].as_u64(), end[field]["reply"].as_u64());
+            ensure!(
+                said == (Some(forward), Some(reply)),
+                "{direction} {field}: {said:?} recorded, {forward} and {reply} sniffed at {}: {end:#}",
+                pod.name()
+            );
+        }
+        ensure!(end["end_reason"] == "fin" && end["verdict"] == "allowed", "{end:#}");
+        for side in ["forward", "reply"] {
+            let flags = end["tcp"]["flags"][side].as_str().context("flags are letters")?;
+            ensure!(["F", "S", "A"].iter().all(|letter| flags.contains(letter)), "{side} flags {flags}: {end:#}");
+        }
+        ensure!(end["tcp"]["conn_state"] == "SF", "{end:#}");
+        ensure!(end["source"]["workload"] == json!({"kind": "Deployment", "name": "api"}), "{end:#}");
+        ensure!(end["destination"]["workload"] == json!({"kind": "StatefulSet", "name": "database"}), "{end:#}");
+        ensure!(end["source"]["pod"]["uid"] == api.uid() && end["destination"]["pod"]["uid"] == database.uid(), "{end:#}");
+        ensure!(end["source"]["service_account"] == "api", "{end:#}");
+        ensure!(end["community_id"].as_str().is_some_and(|id| id.starts_with("1:")), "{end:#}");
+    }
+    let egress = agent.record("the client's record", SOON, |record| is(record, "end", "egress", 5432))?;
+    ensure!(
+        egress["process"]["pid"] == pid && egress["process"]["comm"] == "sekisho-lab",
+        "the process that connected is {pid}: {egress:#}"
+    );
+    let ingress = agent.record("the server's record", SOON, |record| is(record, "end", "ingress", 5432))?;
+    ensure!(
+        ingress["listener"]["pid"] == server.pid() && ingress["listener"]["comm"] == "sekisho-lab",
+        "the listener is {}: {ingress:#}",
+        server.pid()
+    );
+    ensure!(
+        ingress["policy"]["name"] == "database" && ingress["policy"]["rule"] == "ingress[0]" && ingress["isolated"] == true,
+        "{ingress:#}"
+    );
+    ensure!(egress["isolated"] == false && egress["policy"].is_null(), "nothing isolates the client: {egress:#}");
+    ensure!(egress["community_id"] == ingress["community_id"], "both ends have one community id");
+    Ok(())
+}
+
+#[test]
+fn a_denied_flow_says_why() -> Result<()> {
+    let Shop { lab, database, api, stranger } = shop("records-denied")?;
+    let _serving = database.serve("tcp", 5432)?;
+    let agent = Agent::start(&lab, &[])?;
+    ensure!(!stranger.reaches("tcp", database.v4(), 5432)?, "a stranger is turned back");
+    ensure!(!api.reaches("tcp", database.v4(), 5433)?, "another port is closed to a friend");
+    for (port, from, mismatch) in [(5432, &stranger, "peer"), (5433, &api, "port")] {
+        let start = agent.record("the denial", SOON, |record| is(record, "start", "ingress", port))?;
+        ensure!(start["verdict"] == "denied" && start["reason"] == "default_deny", "{start:#}");
+        ensure!(start["source"]["pod"]["uid"] == from.uid(), "{start:#}");
+        ensure!(start["isolated_by"][0]["name"] == "database" && start["isolated_by"][0]["namespace"] == "shop", "{start:#}");
+        ensure!(start["nearest"]["name"] == "database" && start["nearest"]["rule"] == "ingress[0]", "{start:#}");
+        ensure!(start["mismatch"] == json!([mismatch]), "{start:#}");
+        ensure!(start["policy"].is_null(), "no rule decided: {start:#}");
+        // Its source allowed it, and says so about its own end.
+        let egress = agent.record("the other end", SOON, |record| is(record, "start", "egress", port))?;
+        ensure!(egress["verdict"] == "allowed", "{egress:#}");
+        ensure!(egress["process"]["comm"] == "sekisho-lab", "{egress:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn numbers_have_no_gap_and_ledgers_balance() -> Result<()> {
+    let Shop { lab, database, api, stranger } = shop("records-seq")?;
+    let _servers = [database.serve("tcp", 5432)?, database.serve("udp", 53)?];
+    let agent = Agent::start(&lab, &[])?;
+    for _ in 0..10 {
+        ensure!(api.reaches("tcp", database.v4(), 5432)?);
+        ensure!(!stranger.reaches("udp", database.v6(), 53)?);
+    }
+    let ledger = agent.record("a ledger", Duration::from_secs(15), |record| {
+        record["kind"] == "ledger" && record["kernel"]["created"].as_u64() > Some(20)
+    })?;
+    check_ledger(&ledger)?;
+    let records = agent.records()?;
+    let run = &records[0]["run"];
+    for pair in records.windows(2) {
+        ensure!(pair[0]["seq"].as_u64().map(|seq| seq + 1) == pair[1]["seq"].as_u64(), "a gap between {:#} and {:#}", pair[0], pair[1]);
+        ensure!(pair[1]["run"] == *run, "one run");
+    }
+    Ok(())
+}
+
+/// The sums that a ledger promises.
+fn check_ledger(ledger: &Value) -> Result<()> {
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let lost = |value: &Value| value["lost"].as_object().into_iter().flatten().map(|(_, count)| number(count)).sum::<u64>();
+    let kernel = &ledger["kernel"];
+    ensure!(number(&kernel["created"]) == number(&kernel["start_sent"]) + number(&kernel["summarised"]) + lost(kernel), "{ledger:#}");
+    for sink in ledger["sinks"].as_array().into_iter().flatten() {
+        ensure!(
+            number(&sink["made"]) == number(&sink["delivered"]) + number(&sink["filtered"]) + lost(sink) + number(&sink["queued"]),
+            "{ledger:#}"
+        );
+    }
+    Ok(())
+}
