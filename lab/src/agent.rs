@@ -80,6 +80,11 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// Where the binary is.
+    pub fn binary() -> Result<PathBuf> {
+        binary()
+    }
+
     /// Starts the agent and waits until it says that it is ready.
     pub fn start(lab: &Lab, arguments: &[&str]) -> Result<Self> {
         let mut agent = Self::launch(lab, &AgentOptions::new(arguments))?;

@@ -1,0 +1,173 @@
+//! Policy is what lies in the folder: edits take effect at once, broken ones not at all. Needs root.
+
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use sekisho_lab::{Agent, Lab, Pod, PodSpec};
+use serde_json::{Value, json};
+
+fn policy(client: &str) -> Value {
+    json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": client}}}]}]})
+}
+
+struct Pair {
+    lab: Lab,
+    server: Pod,
+    client: Pod,
+}
+
+fn pair(name: &str) -> Result<Pair> {
+    let lab = Lab::new(name)?;
+    let (server, client) = (lab.pod(PodSpec::new("shop", "server"))?, lab.pod(PodSpec::new("shop", "client"))?);
+    lab.policy("shop", "server", &policy("client"))?;
+    Ok(Pair { lab, server, client })
+}
+
+/// A hundred edits, alternately allowing and denying an open flow of datagrams, each measured by what arrives.
+#[test]
+fn an_edit_is_in_the_kernel_within_50_ms() -> Result<()> {
+    const EDITS: usize = 100;
+    let Pair { lab, server, client } = pair("edits-speed")?;
+    let _agent = Agent::start(&lab, &[])?;
+    let receiver = server.netns().within(|| UdpSocket::bind((server.v4(), 7000)).context("bind"))?;
+    let sender = client.netns().within(|| UdpSocket::bind((client.v4(), 7001)).context("bind"))?;
+    receiver.set_read_timeout(Some(Duration::from_millis(100)))?;
+    sender.connect((server.v4(), 7000))?;
+    let begin = Instant::now();
+    // The time of sending, in microseconds since `begin`, of the newest packet that arrived.
+    let (newest, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let micros = |since: Instant| u64::try_from(since.duration_since(begin).as_micros()).expect("a short test");
+    let mut delays = std::thread::scope(|scope| -> Result<Vec<Duration>> {
+        scope.spawn(|| {
+            let mut buffer = [0u8; 8];
+            while !stop.load(Ordering::Relaxed) {
+                if receiver.recv(&mut buffer).is_ok() {
+                    newest.store(u64::from_be_bytes(buffer), Ordering::Relaxed);
+                }
+            }
+        });
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let _refused = sender.send(&micros(Instant::now()).to_be_bytes());
+                std::thread::sleep(Duration::from_micros(300));
+            }
+        });
+        let measured = edits(EDITS, &lab, &newest, micros);
+        stop.store(true, Ordering::Relaxed);
+        measured
+    })?;
+    delays.sort();
+    let p99 = delays[(delays.len() - 1) * 99 / 100];
+    println!("edit to verdict: p50 {:?}, p99 {p99:?}, most {:?}", delays[delays.len() / 2], delays[delays.len() - 1]);
+    ensure!(p99 <= Duration::from_millis(50), "p99 is {p99:?}: {delays:?}");
+    Ok(())
+}
+
+fn edits(count: usize, lab: &Lab, newest: &AtomicU64, micros: impl Fn(Instant) -> u64) -> Result<Vec<Duration>> {
+    let mut delays = Vec::new();
+    for edit in 0..count {
+        std::thread::sleep(Duration::from_millis(60));
+        let edited = Instant::now();
+        let deny = edit % 2 == 0;
+        lab.policy("shop", "server", &policy(if deny { "nobody" } else { "client" }))?;
+        let deadline = edited + Duration::from_secs(2);
+        loop {
+            let arrived = newest.load(Ordering::Relaxed);
+            let now = micros(Instant::now());
+            // Denied: the newest packet to arrive was sent a while ago, and nothing comes after it.
+            if deny && now.saturating_sub(arrived) > 30_000 && now > micros(edited) + 35_000 {
+                delays.push(Duration::from_micros(arrived.saturating_sub(micros(edited))));
+                break;
+            }
+            if !deny && arrived > micros(edited) {
+                delays.push(Duration::from_micros(arrived - micros(edited)));
+                break;
+            }
+            ensure!(Instant::now() < deadline, "edit {edit} (deny {deny}) has no effect");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+    Ok(delays)
+}
+
+/// An open connection that is no longer allowed stops at its next packet, and its record says so.
+#[test]
+fn an_open_connection_stops() -> Result<()> {
+    let Pair { lab, server, client } = pair("edits-open")?;
+    let _serving = server.serve("tcp", 80)?;
+    let agent = Agent::start(&lab, &[])?;
+    let held = client.start(&["hold", &format!("{}:80", server.v4()), "3", "6"])?;
+    std::thread::sleep(Duration::from_secs(1));
+    lab.policy("shop", "server", &policy("nobody"))?;
+    let result = held.finish(Duration::from_secs(60))?.json()?;
+    ensure!(result["broken"] == 3, "every connection stops: {result}");
+    let end = agent.record("the end of the allowed part", Duration::from_secs(5), |record| {
+        record["kind"] == "end" && record["end_reason"] == "verdict_changed" && record["direction"] == "ingress"
+    })?;
+    let again = agent.record("the denied part", Duration::from_secs(5), |record| {
+        record["kind"] == "start" && record["flow_id"] == end["flow_id"] && record["verdict"] == "denied"
+    })?;
+    ensure!(again["isolated_by"][0]["name"] == "server", "{again:#}");
+    Ok(())
+}
+
+/// Whatever is wrong with a manifest: the previous policy stays, the agent lives and names what is wrong.
+#[test]
+fn broken_manifests_change_nothing() -> Result<()> {
+    let Pair { lab, server, client } = pair("edits-broken")?;
+    lab.remove_manifest("policy-shop-server.json")?;
+    let head = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: server, namespace: shop}\n";
+    let good = format!(
+        "{head}spec:\n  podSelector: {{matchLabels: {{app: server}}}}\n  ingress:\n  - from: [{{podSelector: {{matchLabels: {{app: client}}}}}}]\n"
+    );
+    let closed = format!("{head}spec: {{podSelector: {{}}, policyTypes: [Ingress]}}\n");
+    lab.write_manifest("policy.yaml", &good)?;
+    let _serving = server.serve("tcp", 80)?;
+    let mut agent = Agent::start(&lab, &[])?;
+    let spec = |spec: &str| format!("{head}spec: {spec}\n");
+    let broken: [(&str, Vec<u8>, &str); 9] = [
+        ("unknown field", spec("{podSelector: {}, ingres: []}").into(), "ingres"),
+        ("wrong type", spec("{podSelector: {}, ingress: yes}").into(), "ingress"),
+        (
+            "except outside",
+            spec("{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [192.168.0.0/16]}}]}]}").into(),
+            "except",
+        ),
+        ("endPort below port", spec("{podSelector: {}, ingress: [{ports: [{port: 80, endPort: 79}]}]}").into(), "endPort"),
+        ("unknown operator", spec("{podSelector: {matchExpressions: [{key: a, operator: Near, values: [b]}]}}").into(), "Near"),
+        ("twice", format!("{good}---\n{closed}").into(), "server"),
+        ("good, then broken", format!("{closed}---\n{}", spec("{podSelector: 7}")).into(), "podSelector"),
+        ("not YAML", b"kind: [\n".to_vec(), "policy.yaml"),
+        ("not UTF-8", [closed.as_bytes(), b"# \xff\xfe\n"].concat(), "UTF-8"),
+    ];
+    for (what, bytes, named) in broken {
+        let seen = agent.log().len();
+        let draft = lab.directory().join("draft");
+        std::fs::write(&draft, bytes)?;
+        std::fs::rename(&draft, lab.manifests().join("policy.yaml"))?;
+        agent
+            .until_status(what, Duration::from_secs(5), |status| {
+                status["refused"].as_array().is_some_and(|refused| {
+                    refused.iter().any(|text| text.to_string().contains("policy.yaml") && text.to_string().contains(named))
+                })
+            })
+            .with_context(|| format!("{what}: the status names policy.yaml and {named}"))?;
+        ensure!(agent.log()[seen..].contains(named), "{what}: the log names {named}: {}", &agent.log()[seen..]);
+        ensure!(client.reaches("tcp", server.v4(), 80)?, "{what}: the previous policy stays");
+        ensure!(agent.status()?["ready"] == true, "{what}: a broken manifest does not make it unready");
+        lab.write_manifest("policy.yaml", &good)?;
+        agent.until_status("the next good edit works", Duration::from_secs(5), |status| {
+            status["refused"].as_array().is_none_or(Vec::is_empty)
+        })?;
+    }
+    lab.write_manifest("policy.yaml", &closed)?;
+    std::thread::sleep(Duration::from_millis(300));
+    ensure!(!client.reaches("tcp", server.v4(), 80)?, "a good edit takes effect");
+    lab.remove_manifest("policy.yaml")?;
+    std::thread::sleep(Duration::from_millis(300));
+    ensure!(client.reaches("tcp", server.v4(), 80)?, "without its file a policy is gone");
+    ensure!(agent.alive()?);
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! Floods: a scan cannot evict anybody's live connections, one pod cannot exhaust another's state, and every
+//! record is accounted for. Needs root.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use sekisho_lab::{Agent, Lab, PodSpec, kill};
+use serde_json::{Value, json};
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(0)
+}
+
+fn lost(value: &Value) -> u64 {
+    value["lost"].as_object().into_iter().flatten().map(|(_, count)| number(count)).sum()
+}
+
+/// The sums that a ledger promises. Flows balance when nothing moves.
+fn balanced(ledger: &Value, quiet: bool) -> Result<()> {
+    let kernel = &ledger["kernel"];
+    ensure!(
+        number(&kernel["created"]) == number(&kernel["start_sent"]) + number(&kernel["summarised"]) + lost(kernel),
+        "kernel: {ledger:#}"
+    );
+    for sink in ledger["sinks"].as_array().into_iter().flatten() {
+        ensure!(
+            number(&sink["made"]) == number(&sink["delivered"]) + number(&sink["filtered"]) + lost(sink) + number(&sink["queued"]),
+            "sink: {ledger:#}"
+        );
+    }
+    let flows = &ledger["flows"];
+    if quiet {
+        ensure!(
+            number(&flows["created"]) == number(&flows["ended"]) + number(&flows["open"]) + number(&flows["evicted_unseen"]),
+            "flows: {ledger:#}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_syn_flood_cuts_nobody() -> Result<()> {
+    let lab = Lab::new("pressure-syn")?;
+    let server = lab.pod(PodSpec::new("shop", "server"))?;
+    let busy = lab.pod(PodSpec::new("shop", "busy"))?;
+    let other = lab.pod(PodSpec::new("shop", "other"))?;
+    let flooder = lab.pod(PodSpec::new("shop", "flooder"))?;
+    lab.policy("shop", "server", &json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"ports": [{"port": 80}]}]}))?;
+    let _serving = server.serve("tcp", 80)?;
+    let agent = Agent::start(&lab, &[])?;
+    let held = busy.start(&["hold", &format!("{}:80", server.v4()), "1000", "25"])?;
+    let before = agent.status()?["ledger"]["kernel"]["created"].as_u64().unwrap_or(0);
+    let flood = flooder.tool(&["spray", "tcp", &flooder.v4().to_string(), &format!("{}:10000", server.v4()), "200000", "0"])?.json()?;
+    for v6 in [false, true] {
+        ensure!(other.reaches("tcp", server.address(v6), 80)?, "another pod's new connections succeed");
+    }
+    let result = held.finish(Duration::from_mins(1))?.json()?;
+    ensure!(result["broken"] == 0, "no established connection is cut: {result}");
+    std::thread::sleep(Duration::from_secs(1));
+    let ledger = agent.status()?["ledger"].clone();
+    balanced(&ledger, false)?;
+    let created = number(&ledger["kernel"]["created"]) - before;
+    // Each SYN is a flow at the flooder's end; the server's end denies them and is another.
+    ensure!(created >= number(&flood["sent"]), "{created} flows for {flood}: {ledger:#}");
+    Ok(())
+}
+
+/// One pod that answers itself 100,000 UDP flows fills its own share and nobody else's.
+#[test]
+fn answered_datagrams_of_one_pod() -> Result<()> {
+    let lab = Lab::new("pressure-udp")?;
+    let server = lab.pod(PodSpec::new("shop", "server"))?;
+    let busy = lab.pod(PodSpec::new("shop", "busy"))?;
+    let greedy = lab.pod(PodSpec::new("shop", "greedy"))?;
+    let mirror = lab.pod(PodSpec::new("shop", "mirror"))?;
+    let _servers = [server.serve("udp", 53)?, server.serve("tcp", 80)?, mirror.serve("udp", 9000)?, mirror.serve("udp", 9001)?];
+    let agent = Agent::start(&lab, &[])?;
+    let held = busy.start(&["hold", &format!("{}:80", server.v4()), "100", "20"])?;
+    ensure!(busy.reaches("udp", server.v4(), 53)?);
+    let target = format!("{}:9000", mirror.v4());
+    greedy.tool(&["spray", "udp", &greedy.v4().to_string(), &target, "100000", "20000"])?;
+    for _ in 0..20 {
+        ensure!(busy.reaches("udp", server.v4(), 53)?, "another pod's datagrams are answered");
+    }
+    ensure!(held.finish(Duration::from_mins(1))?.json()?["broken"] == 0);
+    balanced(&agent.status()?["ledger"], false)
+}
+
+/// The agent stopped while rings overflow: what was lost is counted, cause by cause.
+#[test]
+fn full_rings_are_accounted_for() -> Result<()> {
+    let lab = Lab::new("pressure-ring")?;
+    let clients = (0..4).map(|number| lab.pod(PodSpec::new("shop", &format!("client-{number}")))).collect::<Result<Vec<_>>>()?;
+    let agent = Agent::start(&lab, &["--memory-budget", "16Mi"])?;
+    // A follower that never reads: its own stream is lost, nobody else's.
+    let slow = agent.follow(&["observe", "--follow", "-o", "json"])?;
+    kill(agent.pid(), 19)?;
+    let target = format!("{}:9000", lab.outside_v4());
+    let mut sent = 0;
+    for client in &clients {
+        let answer = client.tool(&["spray", "udp", &client.v4().to_string(), &target, "50000", "0"])?.json()?;
+        sent += number(&answer["sent"]);
+    }
+    kill(agent.pid(), 18)?;
+    std::thread::sleep(Duration::from_secs(3));
+    let ledger = agent.status()?["ledger"].clone();
+    balanced(&ledger, false)?;
+    ensure!(number(&ledger["kernel"]["created"]) >= sent, "{sent} sent: {ledger:#}");
+    ensure!(lost(&ledger["kernel"]) + number(&ledger["kernel"]["summarised"]) > 0, "something had to be lost: {ledger:#}");
+    let names: Vec<_> = ledger["kernel"]["lost"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, count)| number(count) > 0)
+        .map(|(name, _)| name.clone())
+        .collect();
+    ensure!(names.iter().any(|name| name == "ring_full"), "a full ring is a cause of its own: {names:?}");
+    drop(slow);
+    let record = agent.record("a ledger record", Duration::from_secs(15), |record| {
+        record["kind"] == "ledger" && number(&record["kernel"]["created"]) >= sent
+    })?;
+    balanced(&record, false)
+}
