@@ -3,6 +3,7 @@
 //! A source (a folder of manifests, later the API server) builds a [`Snapshot`] and swaps it whole. Nobody
 //! downstream sees half an update. Objects keep only what policy, records and detections read.
 
+pub mod files;
 mod selector;
 
 pub use selector::{Labels, Requirement, Selector};
@@ -42,6 +43,14 @@ pub struct Namespace {
     pub name: Arc<str>,
     /// Labels, `kubernetes.io/metadata.name` always among them.
     pub labels: Labels,
+}
+
+impl Namespace {
+    /// A namespace of which nothing but its name is known.
+    pub fn bare(name: Arc<str>) -> Self {
+        let label = (Arc::from("kubernetes.io/metadata.name"), name.clone());
+        Self { name, labels: Arc::new([label].into()) }
+    }
 }
 
 /// A pod as far as policy and records need it.
@@ -104,6 +113,8 @@ pub struct Service {
     pub name: Arc<str>,
     /// `clusterIPs` without `None`, `externalIPs`, `status.loadBalancer.ingress[].ip`.
     pub ips: Vec<IpAddr>,
+    /// Of these, the ones with backends on this node only: ClusterIPs with `internalTrafficPolicy: Local`.
+    pub node_local_ips: Vec<IpAddr>,
     /// Ports.
     pub ports: Vec<ServicePort>,
 }

@@ -1,0 +1,240 @@
+//! The folder as a value: which file holds which objects, what of it is refused, and the [`Snapshot`] of it all.
+//!
+//! A file counts whole: any error in it leaves its previous objects in force. An object that another file already holds is such
+//! an error of the newer file, which is tried again when the other one lets go.
+//!
+//! No I/O here; [`Source`](super::Source) reads and watches.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::document;
+use super::object::{self, Key, Object};
+use super::owners;
+use crate::inventory::{Namespace, Snapshot};
+
+type Objects = Vec<(Key, Object)>;
+
+/// What happened to a file.
+pub(super) enum Change {
+    /// It was written or appeared.
+    Content(Vec<u8>),
+    /// It is there and cannot be read, with the reason.
+    Unreadable(String),
+    /// It is gone.
+    Gone,
+}
+
+#[derive(Default)]
+struct File {
+    /// In force.
+    objects: Objects,
+    /// Why the newest content is not.
+    refused: Option<String>,
+    /// Sound by itself, but some object of it may be another file's; with the order in which such files came.
+    waiting: Option<(u64, Objects)>,
+}
+
+/// All manifest files of a folder.
+#[derive(Default)]
+pub(super) struct Folder {
+    files: BTreeMap<Arc<str>, File>,
+    /// Who holds an object.
+    held: HashMap<Key, Arc<str>>,
+    /// Who holds a pod's UID.
+    uids: HashMap<Arc<str>, (Key, Arc<str>)>,
+    ignored: HashSet<String>,
+    arrived: u64,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Folder {
+    /// The state in force.
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.clone()
+    }
+
+    /// Applies what happened, in that order; `true` if the snapshot is another one now.
+    pub(super) fn apply(&mut self, changes: Vec<(Arc<str>, Change)>) -> bool {
+        let mut touched = BTreeSet::new();
+        for (name, change) in changes {
+            touched.insert(name.clone());
+            match change {
+                Change::Gone => self.remove(&name),
+                Change::Unreadable(why) => self.refuse(&name, format!("{name}: {why}")),
+                Change::Content(bytes) => self.content(&name, &bytes),
+            }
+        }
+        self.retry();
+        if touched.is_empty() {
+            return false;
+        }
+        self.report(&touched);
+        let next = self.build();
+        let same = self.snapshot.generation > 0 && is_same(&next, &self.snapshot);
+        if !same {
+            self.snapshot = Arc::new(Snapshot { generation: self.snapshot.generation + 1, ..next });
+        }
+        !same
+    }
+
+    fn remove(&mut self, name: &Arc<str>) {
+        if let Some(file) = self.files.remove(name) {
+            self.let_go(&file.objects);
+            tracing::info!("{name}: gone, and what it held with it ({} objects)", file.objects.len());
+        }
+    }
+
+    fn refuse(&mut self, name: &Arc<str>, why: String) {
+        let file = self.files.entry(name.clone()).or_default();
+        file.waiting = None;
+        file.refused = Some(why);
+    }
+
+    fn content(&mut self, name: &Arc<str>, bytes: &[u8]) {
+        match self.read(name, bytes) {
+            Err(why) => self.refuse(name, why),
+            Ok(objects) => {
+                self.arrived += 1;
+                let file = self.files.entry(name.clone()).or_default();
+                file.refused = None;
+                file.waiting = Some((self.arrived, objects));
+            }
+        }
+    }
+
+    fn read(&mut self, name: &str, bytes: &[u8]) -> Result<Objects, String> {
+        let json = name.ends_with(".json");
+        let documents = document::parse(bytes, json).map_err(|e| format!("{name}, {e}"))?;
+        let mut objects = Objects::new();
+        let mut seen: HashMap<Key, usize> = HashMap::new();
+        for document in &documents {
+            let number = document.number;
+            let ignored = &mut self.ignored;
+            let mut ignore = |kind: String| {
+                if ignored.insert(kind.clone()) {
+                    tracing::info!("{name}, document {number}: kind {kind} is not used here and ignored (said once)");
+                }
+            };
+            let found = object::decode(&document.value, &mut ignore).map_err(|e| format!("{name}, document {number}, {e}"))?;
+            for (key, object) in found {
+                if let Some(first) = seen.insert(key.clone(), number) {
+                    return Err(format!("{name}, document {number}, metadata.name: {key} is already in document {first} of this file"));
+                }
+                objects.push((key, object));
+            }
+        }
+        Ok(objects)
+    }
+
+    /// Takes in every waiting file that collides with no other one, until none is left that can be.
+    fn retry(&mut self) {
+        loop {
+            let order = |file: &File| file.waiting.as_ref().map(|(order, _)| *order);
+            let mut waiting: Vec<(u64, Arc<str>)> =
+                self.files.iter().filter_map(|(name, file)| Some((order(file)?, name.clone()))).collect();
+            waiting.sort_unstable();
+            let mut progress = false;
+            for (_, name) in waiting {
+                progress |= self.take_in(&name);
+            }
+            if !progress {
+                return;
+            }
+        }
+    }
+
+    fn take_in(&mut self, name: &Arc<str>) -> bool {
+        let Some((order, objects)) = self.files.get_mut(name).and_then(|file| file.waiting.take()) else { return false };
+        if let Some(why) = self.collision(name, &objects) {
+            let file = self.files.entry(name.clone()).or_default();
+            file.refused = Some(why);
+            file.waiting = Some((order, objects));
+            return false;
+        }
+        let before = std::mem::take(&mut self.files.entry(name.clone()).or_default().objects);
+        self.let_go(&before);
+        for (key, object) in &objects {
+            self.held.insert(key.clone(), name.clone());
+            if let Object::Pod(pod) = object {
+                self.uids.insert(pod.uid.clone(), (key.clone(), name.clone()));
+            }
+        }
+        tracing::info!("{name}: in force ({} objects)", objects.len());
+        self.files.insert(name.clone(), File { objects, refused: None, waiting: None });
+        true
+    }
+
+    fn let_go(&mut self, objects: &Objects) {
+        for (key, object) in objects {
+            self.held.remove(key);
+            if let Object::Pod(pod) = object {
+                self.uids.remove(&pod.uid);
+            }
+        }
+    }
+
+    fn collision(&self, name: &Arc<str>, objects: &Objects) -> Option<String> {
+        let mut uids: HashMap<&Arc<str>, &Key> = HashMap::new();
+        for (key, object) in objects {
+            if let Some(other) = self.held.get(key).filter(|other| *other != name) {
+                return Some(format!("{name}, metadata.name: {key} is already in {other}"));
+            }
+            let Object::Pod(pod) = object else { continue };
+            if let Some((first, other)) = self.uids.get(&pod.uid).filter(|(_, other)| other != name) {
+                return Some(format!("{name}, metadata.uid: {} of {key} is already that of {first} in {other}", pod.uid));
+            }
+            if let Some(first) = uids.insert(&pod.uid, key) {
+                return Some(format!("{name}, metadata.uid: {} of {key} is already that of {first}", pod.uid));
+            }
+        }
+        None
+    }
+
+    fn report(&self, touched: &BTreeSet<Arc<str>>) {
+        for name in touched {
+            let Some(file) = self.files.get(name) else { continue };
+            let Some(why) = &file.refused else { continue };
+            if file.objects.is_empty() {
+                tracing::error!("manifest refused: {why}; nothing of this file is in force");
+            } else {
+                tracing::error!("manifest refused: {why}; the previous state of this file stays in force");
+            }
+        }
+    }
+
+    fn build(&self) -> Snapshot {
+        let mut next = Snapshot::default();
+        let owners = owners::Owners::of(self.files.values().flat_map(|f| &f.objects));
+        for (key, object) in self.files.values().flat_map(|f| &f.objects) {
+            let name = (key.namespace.clone(), key.name.clone());
+            match object {
+                Object::Namespace(o) => drop(next.namespaces.insert(key.name.clone(), o.clone())),
+                Object::Node(o) => drop(next.nodes.insert(key.name.clone(), o.clone())),
+                Object::Pod(o) => {
+                    let before = self.snapshot.pods.get(&name);
+                    drop(next.pods.insert(name, owners.resolve(o, before)));
+                }
+                Object::Service(o) => drop(next.services.insert(name, o.clone())),
+                Object::EndpointSlice(o) => drop(next.endpoint_slices.insert(name, o.clone())),
+                Object::NetworkPolicy(o) => drop(next.policies.insert(name, o.clone())),
+                Object::Owner(_) => {}
+            }
+            if !key.namespace.is_empty() && !next.namespaces.contains_key(&key.namespace) {
+                next.namespaces.insert(key.namespace.clone(), Arc::new(Namespace::bare(key.namespace.clone())));
+            }
+        }
+        next.refused = self.files.values().filter_map(|file| file.refused.clone()).collect();
+        next
+    }
+}
+
+fn is_same(a: &Snapshot, b: &Snapshot) -> bool {
+    a.namespaces == b.namespaces
+        && a.pods == b.pods
+        && a.nodes == b.nodes
+        && a.services == b.services
+        && a.endpoint_slices == b.endpoint_slices
+        && a.policies == b.policies
+        && a.refused == b.refused
+}
