@@ -7,6 +7,23 @@
 //!
 //! No I/O, no clock, no tokio, no aya.
 
+mod blocks;
+mod compiler;
+mod explain;
+mod identity;
+mod interner;
+mod peers;
+mod ports;
+mod rows;
+mod services;
+mod sets;
+
+#[cfg(test)]
+mod tests;
+
+pub use compiler::{Compiled, Compiler, Stats};
+pub use identity::{Relevant, identity_number};
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -39,6 +56,21 @@ pub trait Instances {
     fn node(&self, name: &str) -> u32;
 }
 
+/// Highest numbers that the kernel's maps still hold from before; a new compiler begins above them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UsedIds {
+    /// Policy sets.
+    pub set: u32,
+    /// Classes.
+    pub class: u32,
+    /// Port tables.
+    pub table: u32,
+    /// Rules.
+    pub rule: u32,
+    /// Instances; given by the journal, not by the compiler.
+    pub instance: u32,
+}
+
 /// The verdict tables as the kernel shall hold them. A value, swapped whole; the datapath writes the difference.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tables {
@@ -67,6 +99,14 @@ pub struct EndpointPolicy {
     pub isolated: [bool; 2],
     /// Neither judged nor counted against policy.
     pub host_network: bool,
+}
+
+/// An address as the kernel's tables hold it: IPv4 v4-mapped.
+pub fn mapped(address: IpAddr) -> Address {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
 }
 
 /// A policy's rule, as records name it.

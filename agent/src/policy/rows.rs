@@ -1,0 +1,169 @@
+//! What a set says about a class: the rows of the kernel's table of rules.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use sekisho_core::layout::{PortKey, RuleKey, Rules};
+
+use super::Tables;
+use super::interner::Interner;
+use super::ports::{self, PortRange, Table};
+use super::sets::{Ports, Set};
+
+/// Ports that pods of a class have by name: `(name, protocol) -> numbers`, ascending.
+pub(super) type NamedPorts = Vec<((Arc<str>, u8), Vec<u16>)>;
+
+/// What rules can tell about an address, or about a Service port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Class {
+    /// Addresses that match exactly these selectors.
+    Address {
+        /// Ascending.
+        selectors: Vec<u32>,
+        named: NamedPorts,
+    },
+    /// Backends that a Service port stands for: `(class, port, protocol)`, ascending, distinct.
+    Service(Vec<(u32, u16, u8)>),
+}
+
+/// What a class looks like to one set in one direction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) any: u32,
+    pub(super) table: Table,
+}
+
+impl Row {
+    /// The rule that allows it, as the kernel finds it.
+    fn allows(&self, protocol: u8, port: u16) -> Option<u32> {
+        if self.any != 0 {
+            return Some(self.any);
+        }
+        let covers = |first: u16, bits: u8| bits == 0 || (first ^ port) >> (16 - u32::from(bits)) == 0;
+        let hits = self.table.iter().filter(|(p, first, bits, _)| *p == protocol && covers(*first, *bits));
+        hits.max_by_key(|(_, _, bits, _)| *bits).map(|(.., rule)| *rule)
+    }
+}
+
+/// One set seen in one direction, prepared for many classes.
+pub(super) struct View<'a> {
+    number: u32,
+    direction: usize,
+    set: &'a Set,
+    /// Rules by selector.
+    by_selector: HashMap<u32, Vec<usize>>,
+    for_all: Vec<usize>,
+    uses_names: bool,
+    known: HashMap<(Vec<usize>, NamedPorts), Arc<Row>>,
+}
+
+impl<'a> View<'a> {
+    /// Prepares `set` for `direction`.
+    pub(super) fn of(number: u32, set: &'a Set, direction: usize) -> Self {
+        let mut view = Self {
+            number,
+            direction,
+            set,
+            by_selector: HashMap::new(),
+            for_all: Vec::new(),
+            uses_names: false,
+            known: HashMap::new(),
+        };
+        for (index, rule) in set.rules[direction].iter().enumerate() {
+            match &rule.peers {
+                None => view.for_all.push(index),
+                Some(peers) => peers.iter().for_each(|p| view.by_selector.entry(*p).or_default().push(index)),
+            }
+            view.uses_names |= rule.ports.iter().flatten().any(|p| matches!(p, Ports::Named(..)));
+        }
+        view
+    }
+
+    /// Whether the set says anything about anyone here.
+    pub(super) fn is_empty(&self) -> bool {
+        self.set.rules[self.direction].is_empty()
+    }
+
+    /// Whether the set is isolated here.
+    pub(super) fn isolated(&self) -> bool {
+        self.set.isolated[self.direction]
+    }
+
+    /// What it says about addresses of a class.
+    pub(super) fn row(&mut self, selectors: &[u32], named: &NamedPorts) -> Arc<Row> {
+        let mut rules = self.for_all.clone();
+        rules.extend(selectors.iter().filter_map(|s| self.by_selector.get(s)).flatten());
+        rules.sort_unstable();
+        rules.dedup();
+        let named = if self.uses_names { named.clone() } else { NamedPorts::new() };
+        let key = (rules, named);
+        if let Some(row) = self.known.get(&key) {
+            return row.clone();
+        }
+        let row = Arc::new(self.build(&key.0, &key.1));
+        self.known.insert(key, row.clone());
+        row
+    }
+
+    fn build(&self, rules: &[usize], named: &NamedPorts) -> Row {
+        let rules = || rules.iter().map(|index| &self.set.rules[self.direction][*index]);
+        if let Some(rule) = rules().find(|rule| rule.ports.is_none()) {
+            return Row { any: rule.id, table: Table::new() };
+        }
+        let ranges: Vec<(u32, Vec<PortRange>)> = rules().map(|rule| {
+            let ports = rule.ports.iter().flatten().flat_map(|p| resolve(p, named)).collect();
+            (rule.id, ports)
+        }).collect();
+        Row { any: 0, table: ports::table(&ranges) }
+    }
+
+    /// What it says about a Service port: a rule if every backend is allowed; and whether backends differ.
+    pub(super) fn service(&mut self, backends: &[(u32, u16, u8)], classes: &HashMap<u32, Arc<Class>>) -> (Option<u32>, bool) {
+        let mut rules = Vec::with_capacity(backends.len());
+        for (class, port, protocol) in backends {
+            let row = match classes.get(class).map(|c| &**c) {
+                Some(Class::Address { selectors, named }) => self.row(selectors, named),
+                _ => self.row(&[], &NamedPorts::new()),
+            };
+            rules.push(row.allows(*protocol, *port));
+        }
+        if rules.is_empty() {
+            // No one is behind it: only who may go anywhere may go there.
+            let any = self.row(&[], &NamedPorts::new()).any;
+            return ((any != 0).then_some(any), false);
+        }
+        let mixed = rules.iter().any(Option::is_some) && rules.iter().any(Option::is_none);
+        let all: Option<Vec<u32>> = rules.into_iter().collect();
+        let precedence = |id: &u32| self.set.rules[self.direction].iter().position(|rule| rule.id == *id);
+        (all.and_then(|ids| ids.into_iter().min_by_key(precedence)), mixed)
+    }
+
+    /// Writes a row.
+    pub(super) fn write(&self, class: u32, row: &Row, tables: &mut Interner<Table>, out: &mut Tables) {
+        if row.any == 0 && row.table.is_empty() {
+            return;
+        }
+        let direction = u32::try_from(self.direction).unwrap_or_default();
+        let key = RuleKey { set: self.number, class, direction };
+        let ports = if row.table.is_empty() { 0 } else { tables.number(row.table.clone()) };
+        out.rules.insert(key, Rules { any: row.any, ports });
+        if ports == 0 {
+            return;
+        }
+        for (protocol, port, bits, rule) in &row.table {
+            let key = PortKey { table: ports.to_be_bytes(), protocol: *protocol, port: port.to_be_bytes() };
+            out.ports.insert((key, 40 + bits), *rule);
+        }
+    }
+}
+
+fn resolve(ports: &Ports, named: &NamedPorts) -> Vec<PortRange> {
+    match ports {
+        Ports::Range(range) => vec![*range],
+        Ports::Named(name, protocol) => {
+            let found = named.iter().find(|((n, p), _)| n == name && p == protocol);
+            let numbers = found.map_or(&[][..], |(_, numbers)| numbers);
+            numbers.iter().map(|n| PortRange { protocol: *protocol, first: *n, last: *n }).collect()
+        }
+    }
+}
