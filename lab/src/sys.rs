@@ -254,6 +254,19 @@ pub fn power_off() -> io::Result<()> {
     }
 }
 
+/// Keeps this process, and every thread that it will start, on one processor.
+pub(crate) fn pin(processor: usize) -> io::Result<()> {
+    if processor >= usize::try_from(libc::CPU_SETSIZE).unwrap_or(0) {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: all-zero is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { zeroed() };
+    // SAFETY: the number is below the set's size, checked above.
+    unsafe { libc::CPU_SET(processor, &mut set) };
+    // SAFETY: the set outlives the call and comes with its size.
+    check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) }).map(drop)
+}
+
 /// Waits until a signal ends this process.
 pub(crate) fn pause() {
     // SAFETY: plain system call.

@@ -28,6 +28,7 @@ const HELP: &str = "\
 sekisho-lab COMMAND
   sweep                                     remove what dead labs left behind
   remove NAME                               remove a lab, also one that was kept
+  pin PROCESSOR COMMAND ...                 run COMMAND on that processor only
   pause                                     live until killed
   serve tcp|udp PORT [MESSAGE]              answer what is sent, or MESSAGE to everything
   serve http PORT NAME                      answer GET requests in the name of NAME
@@ -83,6 +84,10 @@ fn run(words: &[&str]) -> Result<bool> {
             Ok(true)
         }
         ["remove", name] => sweep::remove(name).map(|()| true),
+        ["pin", processor, command @ ..] => {
+            sys::pin(number(processor)?).context("cannot stay on that processor")?;
+            run(command)
+        }
         ["pause"] => {
             println!("{READY}");
             loop {

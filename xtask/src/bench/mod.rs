@@ -3,6 +3,8 @@
 
 mod flows;
 mod rr;
+mod table;
+mod usage;
 
 use anyhow::Result;
 use clap::ValueEnum;

@@ -76,11 +76,12 @@ fn newest(packages: &[String]) -> Option<String> {
 /// Downloads and unpacks; the directory appears whole or not at all.
 fn fetch(package: &str, directory: &Path) -> Result<()> {
     say(&format!("fetch {package}"));
-    let draft = directory.with_extension(format!("{}.draft", std::process::id()));
+    let draft = directory.with_file_name(format!("draft-{}", std::process::id()));
     fs::create_dir_all(&draft)?;
     let work = || -> Result<()> {
         output(Command::new("apt-get").args(["download", "-q", "-o", "APT::Sandbox::User=root", package]).current_dir(&draft))?;
-        let archive = entry(&draft, |name| name.ends_with(".deb"))?;
+        // The only file there; its name carries the version, with some characters escaped.
+        let archive = entry(&draft, |_| true)?;
         output(Command::new("dpkg").arg("-x").arg(&archive).arg(draft.join("root")))?;
         fs::rename(draft.join("root"), directory)?;
         Ok(())

@@ -48,7 +48,9 @@ impl Drop for Machine {
 pub(crate) fn run(kernel: &Path, initramfs: &Path, limit: Duration) -> Result<Report> {
     let begin = Instant::now();
     let child = Command::new("qemu-system-x86_64")
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1536", "-smp", "2", "-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio"])
+        // With the processor's help where there is any, without it elsewhere.
+        .args(["-accel", "kvm", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1536"])
+        .args(["-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio"])
         .args(["-append", "console=ttyS0 quiet loglevel=2 panic=-1 random.trust_cpu=on"])
         .arg("-kernel")
         .arg(kernel)
