@@ -11,8 +11,6 @@ mod listen;
 mod selection;
 mod serve;
 mod service;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 

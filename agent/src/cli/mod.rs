@@ -17,8 +17,6 @@ mod observe;
 mod output;
 mod render;
 mod status;
-#[cfg(test)]
-mod tests;
 mod values;
 
 use std::ffi::OsString;

@@ -1,0 +1,361 @@
+//! Programs onto hooks: TCX links and clsact filters on interfaces, links on control groups.
+//!
+//! Links are pinned, so they work on without an agent; a restarted agent puts its programs behind the old links without
+//! a gap. A link that an earlier layout pinned is taken over the same way, one at a time, so that no packet passes
+//! unjudged while layouts change. What others attached is never touched.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use super::bpf::{self, attach_type};
+use super::cgroup::PodCgroup;
+use super::filters::{self, Hook};
+use super::load::{Loaded, Programs};
+use super::netlink::Netlink;
+use super::table::{Maps, pins};
+
+/// Where interface programs go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Backend {
+    /// TCX, Linux 6.6 and newer.
+    Tcx,
+    /// clsact.
+    Clsact,
+}
+
+/// The two directions of an endpoint: suffix of the pin, program on an interface and on a cgroup, TCX and cgroup
+/// attach types, clsact hook. What a pod sends arrives at the host side of its veth.
+const SIDES: [Side; 2] = [
+    Side {
+        name: "egress",
+        interface: "pod_egress",
+        cgroup: "cg_egress",
+        tcx: attach_type::TCX_INGRESS,
+        cgroup_type: attach_type::CGROUP_INET_EGRESS,
+        hook: Hook::Ingress,
+    },
+    Side {
+        name: "ingress",
+        interface: "pod_ingress",
+        cgroup: "cg_ingress",
+        tcx: attach_type::TCX_EGRESS,
+        cgroup_type: attach_type::CGROUP_INET_INGRESS,
+        hook: Hook::Egress,
+    },
+];
+
+struct Side {
+    name: &'static str,
+    interface: &'static str,
+    cgroup: &'static str,
+    tcx: u32,
+    cgroup_type: u32,
+    hook: Hook,
+}
+
+/// Hooks at the root of the cgroup tree, which tie sockets to processes.
+const SOCKET_HOOKS: [(&str, u32); 6] = [
+    ("connect4", attach_type::CGROUP_INET4_CONNECT),
+    ("connect6", attach_type::CGROUP_INET6_CONNECT),
+    ("sendmsg4", attach_type::CGROUP_UDP4_SENDMSG),
+    ("sendmsg6", attach_type::CGROUP_UDP6_SENDMSG),
+    ("post_bind4", attach_type::CGROUP_INET4_POST_BIND),
+    ("post_bind6", attach_type::CGROUP_INET6_POST_BIND),
+];
+
+/// What a check of an endpoint's hooks found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finding {
+    /// Our program runs first at both hooks.
+    Good,
+    /// Our program, or the whole hook, is not ours any more.
+    Missing,
+    /// Somebody runs before us.
+    NotFirst,
+}
+
+/// Attaches and detaches.
+#[derive(Debug)]
+pub(super) struct Attacher {
+    /// `<pin-dir>/<layout>/links`.
+    links: PathBuf,
+    /// The same of other layouts, whose links are taken over.
+    pub(super) former: Vec<PathBuf>,
+    pub(super) backend: Backend,
+}
+
+/// Whether this kernel has TCX.
+pub(super) fn has_tcx() -> bool {
+    const LOOPBACK: u32 = 1;
+    bpf::query_tcx(LOOPBACK, attach_type::TCX_INGRESS).is_ok()
+}
+
+impl Attacher {
+    /// Keeps links below `dir`.
+    pub(super) fn new(dir: &Path, former: &[PathBuf], backend: Backend) -> io::Result<Self> {
+        let links = dir.join("links");
+        fs::create_dir_all(&links)?;
+        Ok(Self { links, former: former.iter().map(|dir| dir.join("links")).collect(), backend })
+    }
+
+    /// Puts `program` behind the link pinned as `name`, or makes that link with `make`.
+    fn link(
+        &self,
+        name: &str,
+        program: &Loaded,
+        alive: impl Fn(&bpf::LinkInfo) -> bool,
+        make: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> io::Result<()> {
+        let path = self.links.join(name);
+        if let Some(link) = usable(&path, &alive)? {
+            return if bpf::link_info(link.as_fd())?.program == program.id {
+                Ok(())
+            } else {
+                bpf::update_link(link.as_fd(), program.as_fd())
+            };
+        }
+        for former in &self.former {
+            let old = former.join(name);
+            if let Some(link) = usable(&old, &alive)? {
+                bpf::update_link(link.as_fd(), program.as_fd())?;
+                bpf::pin(link.as_fd(), &path)?;
+                return fs::remove_file(&old);
+            }
+        }
+        bpf::pin(make()?.as_fd(), &path)
+    }
+
+    /// Attaches to both hooks of an interface.
+    pub(super) fn interface(&self, netlink: &mut Netlink, maps: &Maps, programs: &Programs, ifindex: u32) -> io::Result<()> {
+        match self.backend {
+            Backend::Tcx => {
+                for side in &SIDES {
+                    let program = &programs[side.interface];
+                    self.link(
+                        &tcx_pin(ifindex, side),
+                        program,
+                        |info| info.ifindex == ifindex,
+                        || bpf::link_tcx(program.as_fd(), ifindex, side.tcx),
+                    )?;
+                }
+                // A former run may have used clsact.
+                self.remove_filters(netlink, maps, ifindex)
+            }
+            Backend::Clsact => {
+                own_qdisc(netlink, maps, ifindex)?;
+                for side in &SIDES {
+                    filters::put(netlink, ifindex, side.hook, programs[side.interface].as_fd())?;
+                }
+                self.unpin(|name| SIDES.iter().any(|side| name == tcx_pin(ifindex, side)))
+            }
+        }
+    }
+
+    /// Attaches to a pod's cgroup.
+    pub(super) fn cgroup(&self, programs: &Programs, cgroup: &PodCgroup) -> io::Result<()> {
+        let dir = File::open(&cgroup.path)?;
+        for side in &SIDES {
+            let program = &programs[side.cgroup];
+            self.link(
+                &cgroup_pin(cgroup.id, side),
+                program,
+                |info| u64::from(info.ifindex) == cgroup.id & 0xffff_ffff,
+                || bpf::link_cgroup(program.as_fd(), dir.as_fd(), side.cgroup_type),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the hooks that tie sockets to processes to the root of the tree.
+    pub(super) fn sockets(&self, programs: &Programs, root: &Path) -> io::Result<()> {
+        let dir = File::open(root)?;
+        for (name, kind) in SOCKET_HOOKS {
+            let program = &programs[name];
+            self.link(&format!("root-{name}"), program, |info| info.ifindex != 0, || bpf::link_cgroup(program.as_fd(), dir.as_fd(), kind))?;
+        }
+        Ok(())
+    }
+
+    /// Puts the programs behind every link that is pinned here: adoption without a gap. Links whose device or cgroup is
+    /// gone are dropped. Returns the interfaces and cgroups that are attached.
+    pub(super) fn adopt(&self, programs: &Programs) -> io::Result<()> {
+        for name in pins(&self.links) {
+            let path = self.links.join(&name);
+            let Some(link) = usable(&path, &|info| info.ifindex != 0)? else { continue };
+            if let Some(program) = program_of(&name).and_then(|program| programs.get(program)) {
+                bpf::update_link(link.as_fd(), program.as_fd())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes links of ours whose device or cgroup is gone, or whose name does not pass `keep`.
+    pub(super) fn sweep(&self, keep: &dyn Fn(&str) -> bool) -> io::Result<()> {
+        for name in pins(&self.links) {
+            if name.starts_with("root-") {
+                continue;
+            }
+            let gone = usable(&self.links.join(&name), &|info| info.ifindex != 0)?.is_none();
+            if !gone && !keep(&name) {
+                self.unpin(|pinned| pinned == name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches from an interface: links, filters, and the qdisc where we made it and nobody else uses it.
+    pub(super) fn leave_interface(&self, netlink: &mut Netlink, maps: &Maps, ifindex: u32) -> io::Result<()> {
+        self.unpin(|name| SIDES.iter().any(|side| name == tcx_pin(ifindex, side)))?;
+        self.remove_filters(netlink, maps, ifindex)
+    }
+
+    /// Detaches from a cgroup.
+    pub(super) fn leave_cgroup(&self, id: u64) -> io::Result<()> {
+        self.unpin(|name| SIDES.iter().any(|side| name == cgroup_pin(id, side)))
+    }
+
+    fn remove_filters(&self, netlink: &mut Netlink, maps: &Maps, ifindex: u32) -> io::Result<()> {
+        if self.backend == Backend::Tcx && maps.owned.get(&ifindex)?.is_none() && !has_filter(netlink, ifindex)? {
+            return Ok(());
+        }
+        let ours = maps.owned.get(&ifindex)?.is_some();
+        release_qdisc(netlink, ifindex, ours)?;
+        maps.owned.remove(&ifindex).map(drop)
+    }
+
+    fn unpin(&self, which: impl Fn(&str) -> bool) -> io::Result<()> {
+        for dir in std::iter::once(&self.links).chain(&self.former) {
+            for name in pins(dir).into_iter().filter(|name| which(name)) {
+                match fs::remove_file(dir.join(name)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of an interface's hooks, so that attaching again puts us in front: neither a link nor a filter can be moved.
+    /// Packets of that moment pass unjudged.
+    pub(super) fn make_way(&self, netlink: &mut Netlink, ifindex: u32) -> io::Result<()> {
+        match self.backend {
+            Backend::Tcx => self.unpin(|name| SIDES.iter().any(|side| name == tcx_pin(ifindex, side))),
+            Backend::Clsact => SIDES.iter().try_for_each(|side| filters::remove(netlink, ifindex, side.hook).map(drop)),
+        }
+    }
+
+    /// Whether our programs run, and run first, at both hooks of an interface.
+    pub(super) fn check_interface(&self, netlink: &mut Netlink, programs: &Programs, ifindex: u32) -> io::Result<Finding> {
+        let mut finding = Finding::Good;
+        for side in &SIDES {
+            let id = programs[side.interface].id;
+            let running: Vec<u32> = match self.backend {
+                Backend::Tcx => bpf::query_tcx(ifindex, side.tcx)?,
+                Backend::Clsact => filters::list(netlink, ifindex, side.hook)?.iter().map(|filter| filter.program).collect(),
+            };
+            match running.iter().position(|program| *program == id) {
+                Some(0) => {}
+                Some(_) => finding = Finding::NotFirst,
+                None => return Ok(Finding::Missing),
+            }
+        }
+        Ok(finding)
+    }
+
+    /// Whether both links on a cgroup are there and run our programs.
+    pub(super) fn check_cgroup(&self, programs: &Programs, id: u64) -> io::Result<Finding> {
+        for side in &SIDES {
+            let Some(link) = usable(&self.links.join(cgroup_pin(id, side)), &|info| info.ifindex != 0)? else {
+                return Ok(Finding::Missing);
+            };
+            if bpf::link_info(link.as_fd())?.program != programs[side.cgroup].id {
+                return Ok(Finding::Missing);
+            }
+        }
+        Ok(Finding::Good)
+    }
+}
+
+fn tcx_pin(ifindex: u32, side: &Side) -> String {
+    format!("tcx-{ifindex}-{}", side.name)
+}
+
+fn cgroup_pin(id: u64, side: &Side) -> String {
+    format!("cg-{id}-{}", side.name)
+}
+
+/// Which program runs behind a link of this name.
+fn program_of(name: &str) -> Option<&str> {
+    if let Some(hook) = name.strip_prefix("root-") {
+        return Some(hook);
+    }
+    let side = SIDES.iter().find(|side| name.ends_with(&format!("-{}", side.name)))?;
+    Some(if name.starts_with("cg-") { side.cgroup } else { side.interface })
+}
+
+/// The interface index in a TCX link's name.
+pub(super) fn interface_of(name: &str) -> Option<u32> {
+    name.strip_prefix("tcx-")?.split('-').next()?.parse().ok()
+}
+
+/// The cgroup id in a cgroup link's name.
+pub(super) fn cgroup_of(name: &str) -> Option<u64> {
+    name.strip_prefix("cg-")?.split('-').next()?.parse().ok()
+}
+
+/// Opens a pinned link; an empty shell is removed.
+fn usable(path: &Path, alive: &impl Fn(&bpf::LinkInfo) -> bool) -> io::Result<Option<OwnedFd>> {
+    let link = match bpf::open_pin(path) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if alive(&bpf::link_info(link.as_fd())?) {
+        return Ok(Some(link));
+    }
+    fs::remove_file(path)?;
+    Ok(None)
+}
+
+/// Makes the clsact qdisc where there is none. That we made it is written down first: a kill in between leaves a note
+/// without a qdisc, never a qdisc without a note.
+fn own_qdisc(netlink: &mut Netlink, maps: &Maps, ifindex: u32) -> io::Result<()> {
+    if filters::has_qdisc(netlink, ifindex)? {
+        return Ok(());
+    }
+    maps.owned.put(&ifindex, &1)?;
+    if !filters::add_qdisc(netlink, ifindex)? {
+        maps.owned.remove(&ifindex)?;
+    }
+    Ok(())
+}
+
+fn has_filter(netlink: &mut Netlink, ifindex: u32) -> io::Result<bool> {
+    for side in &SIDES {
+        if filters::list(netlink, ifindex, side.hook)?.iter().any(filters::Filter::ours) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Removes our filters from an interface, and its qdisc where it is ours and empty. Returns how many filters went.
+pub(super) fn release_qdisc(netlink: &mut Netlink, ifindex: u32, ours: bool) -> io::Result<u32> {
+    let mut removed = 0;
+    let mut others = false;
+    for side in &SIDES {
+        removed += filters::remove(netlink, ifindex, side.hook)?;
+        others |= !filters::list(netlink, ifindex, side.hook)?.is_empty();
+    }
+    if ours && !others && filters::has_qdisc(netlink, ifindex)? {
+        filters::remove_qdisc(netlink, ifindex)?;
+    }
+    Ok(removed)
+}
+
+/// A program's fd, for callers that run it.
+pub(super) fn fd<'a>(programs: &'a Programs, name: &str) -> BorrowedFd<'a> {
+    programs[name].as_fd()
+}

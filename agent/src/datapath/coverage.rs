@@ -1,0 +1,144 @@
+//! Proof that what should be seen is seen: programs attached, first, ours; no direction that passes by.
+
+use std::sync::Arc;
+
+use super::Datapath;
+use super::attach::{Finding, cgroup_of, interface_of};
+use super::cgroup::PodCgroup;
+use super::endpoint::{Attach, Coverage, CoverageEvent};
+use super::reconcile::Endpoint;
+
+impl Datapath {
+    /// Looks at every endpoint's hooks and evidence; attaches again what is missing. Call it every few seconds.
+    pub fn check(&mut self) -> Vec<CoverageEvent> {
+        let mut events = Vec::new();
+        let uids: Vec<Arc<str>> =
+            self.endpoints.values().filter(|endpoint| endpoint.info.ready).map(|endpoint| Arc::clone(&endpoint.info.uid)).collect();
+        for uid in uids {
+            let Some(mut endpoint) = self.endpoints.remove(&uid) else { continue };
+            self.check_hooks(&mut endpoint, &mut events);
+            self.check_evidence(&mut endpoint, &mut events);
+            self.endpoints.insert(uid, endpoint);
+        }
+        self.attach_ready();
+        self.tidy();
+        events
+    }
+
+    fn check_hooks(&mut self, endpoint: &mut Endpoint, events: &mut Vec<CoverageEvent>) {
+        let finding = match (endpoint.ifindex(), &endpoint.cgroup) {
+            (Some(ifindex), _) => self.attacher.check_interface(&mut self.netlink, &self.programs, ifindex),
+            (None, Some(cgroup)) => self.attacher.check_cgroup(&self.programs, cgroup.id),
+            (None, None) => return,
+        };
+        let problem = match finding {
+            Ok(Finding::Good) => return,
+            Ok(Finding::Missing) => "our program was not attached any more",
+            Ok(Finding::NotFirst) => "another program ran before ours",
+            // The interface went away; the next reconciliation says so.
+            Err(_) => return,
+        };
+        if finding.is_ok_and(|finding| finding == Finding::NotFirst)
+            && let Some(ifindex) = endpoint.ifindex()
+            && let Err(error) = self.attacher.make_way(&mut self.netlink, ifindex)
+        {
+            tracing::warn!(%error, ifindex, "our program could not be put in front");
+        }
+        let event = match self.attach(endpoint) {
+            Ok(attach) => {
+                endpoint.info.attach = attach;
+                event(endpoint, "reattached", format!("{problem}; it is attached again"))
+            }
+            Err(error) => {
+                endpoint.info.ready = false;
+                endpoint.info.attach = Attach::None;
+                endpoint.info.coverage = Coverage::Unseen;
+                event(endpoint, "attach_failed", format!("{problem}, and attaching again failed: {error}"))
+            }
+        };
+        events.push(event);
+    }
+
+    /// Evidence that one direction passes by: watch the control group instead, or say so.
+    fn check_evidence(&mut self, endpoint: &mut Endpoint, events: &mut Vec<CoverageEvent>) {
+        let Ok(Some(state)) = self.maps.states.get(&endpoint.info.index) else { return };
+        let fresh = state.one_way > endpoint.one_way;
+        endpoint.one_way = state.one_way;
+        if !fresh || endpoint.ifindex().is_none() || endpoint.info.coverage == Coverage::OneWay {
+            return;
+        }
+        if endpoint.cgroup.as_ref().is_some_and(PodCgroup::alive) {
+            match self.switch_to_cgroup(endpoint) {
+                Ok(()) => {
+                    return events.push(event(
+                        endpoint,
+                        "switched",
+                        "replies pass by its interface unseen; it is watched at its control group now".into(),
+                    ));
+                }
+                Err(error) => tracing::warn!(%error, "an endpoint could not be switched to its control group"),
+            }
+        }
+        endpoint.info.coverage = Coverage::OneWay;
+        endpoint.info.message = Some(
+            "one_way: one direction of its traffic passes by its interface unseen, and it has no control group to watch instead".into(),
+        );
+        events.push(event(endpoint, "one_way", "one direction of its traffic passes by its interface unseen".into()));
+    }
+
+    /// The cgroup hooks first, then the interface goes: for a moment both judge, never none.
+    fn switch_to_cgroup(&mut self, endpoint: &mut Endpoint) -> std::io::Result<()> {
+        let former = endpoint.info.number;
+        let index = self.slots.cgroup(super::sizes::ENDPOINTS).ok_or_else(|| std::io::Error::other("no slot is free"))?;
+        let number = sekisho_core::layout::CGROUP_ENDPOINT | index;
+        self.maps.states.put(&index, &sekisho_core::layout::EndpointState::ZERO)?;
+        self.maps.swept.put(&index, &sekisho_core::layout::EndpointSwept::ZERO)?;
+        if let Some(entry) = endpoint.written {
+            let entry = sekisho_core::layout::Endpoint { index, ..entry };
+            self.maps.endpoints.put(&number, &entry)?;
+            endpoint.written = Some(entry);
+        }
+        endpoint.info.number = number;
+        endpoint.info.index = index;
+        endpoint.info.interface = None;
+        endpoint.info.attach = self.attach(endpoint)?;
+        endpoint.info.message = Some("its interface does not see both directions; it is watched at its control group".into());
+        endpoint.watched = endpoint.cgroup.as_ref().map(|cgroup| cgroup.id);
+        endpoint.blind = true;
+        endpoint.one_way = 0;
+        self.attacher.leave_interface(&mut self.netlink, &self.maps, former)?;
+        self.maps.endpoints.remove(&former)?;
+        self.slots.retire(former);
+        Ok(())
+    }
+
+    /// Removes what nobody needs any more: links of devices that are gone, and former layouts once all is attached here.
+    fn tidy(&mut self) {
+        let interfaces: Vec<u32> = self.slots.numbers().map(|(number, _)| number).collect();
+        let cgroups: Vec<u64> = self.maps.cgroups.entries().unwrap_or_default().into_iter().map(|(id, _)| id).collect();
+        let keep = |name: &str| match (interface_of(name), cgroup_of(name)) {
+            (Some(ifindex), _) => interfaces.contains(&ifindex),
+            (_, Some(id)) => cgroups.contains(&id),
+            _ => true,
+        };
+        if let Err(error) = self.attacher.sweep(&keep) {
+            tracing::warn!(%error, "stale pins could not be removed");
+        }
+        let settled = self.applied_once && self.endpoints.values().all(|endpoint| endpoint.info.ready);
+        if settled && !self.former.is_empty() {
+            self.finish_migration();
+        }
+    }
+}
+
+fn event(endpoint: &Endpoint, event: &'static str, message: String) -> CoverageEvent {
+    let info = &endpoint.info;
+    CoverageEvent {
+        uid: Arc::clone(&info.uid),
+        number: info.number,
+        event,
+        attach: info.attach,
+        interface: info.interface.clone(),
+        message,
+    }
+}

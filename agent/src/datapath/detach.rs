@@ -1,0 +1,130 @@
+//! Leaving nothing behind: works on the pins alone, without an agent and without its maps' layout.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use sekisho_core::layout::Config;
+
+use super::attach::release_qdisc;
+use super::error::{DetachError, ModeError, OpenError};
+use super::load::{Pins, layouts, same_types};
+use super::netlink::Netlink;
+use super::table::{Table, pins};
+
+/// What was removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DetachReport {
+    /// Pinned links.
+    pub links: u32,
+    /// clsact filters.
+    pub filters: u32,
+    /// Pinned maps.
+    pub maps: u32,
+}
+
+/// Removes everything that Sekisho owns under these pins and in this network namespace. Nothing there is fine.
+pub fn detach(pin_dir: &Path) -> Result<DetachReport, DetachError> {
+    if !super::load::capable() {
+        return Err(DetachError::NotRoot);
+    }
+    let pins = match Pins::try_lock(pin_dir) {
+        Ok(Some(pins)) => pins,
+        Ok(None) => return Ok(DetachReport::default()),
+        Err(OpenError::PinsInUse { path }) => return Err(DetachError::InUse { path }),
+        Err(OpenError::Pins { path, source }) => return Err(DetachError::Remove { what: path.display().to_string(), source }),
+        Err(other) => return Err(DetachError::Remove { what: pin_dir.display().to_string(), source: io::Error::other(other.to_string()) }),
+    };
+    let mut netlink = Netlink::open().map_err(|source| DetachError::Remove { what: "a netlink socket".into(), source })?;
+    remove_all(&pins, &mut netlink)
+}
+
+/// Removes links, filters, qdiscs, maps and directories, in this order: what is attached goes before what it uses.
+pub(super) fn remove_all(locked: &Pins, netlink: &mut Netlink) -> Result<DetachReport, DetachError> {
+    let mut report = DetachReport::default();
+    let layouts = locked.layouts();
+    for layout in &layouts {
+        let links = layout.join("links");
+        report.links += remove_files(&links)?;
+        remove_dir(&links)?;
+    }
+    report.filters = remove_filters(&layouts, netlink)?;
+    for layout in &layouts {
+        report.maps += remove_files(layout)?;
+        remove_dir(layout)?;
+    }
+    remove_root(&locked.root)?;
+    Ok(report)
+}
+
+fn failed(what: &Path) -> impl FnOnce(io::Error) -> DetachError + '_ {
+    move |source| DetachError::Remove { what: what.display().to_string(), source }
+}
+
+fn remove_files(dir: &Path) -> Result<u32, DetachError> {
+    let mut removed = 0;
+    for name in pins(dir) {
+        let path = dir.join(name);
+        if path.is_dir() {
+            continue;
+        }
+        fs::remove_file(&path).map_err(failed(&path))?;
+        removed += 1;
+    }
+    Ok(removed)
+}
+
+fn remove_dir(dir: &Path) -> Result<(), DetachError> {
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(dir)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the folder itself, unless it is the bpffs' own root or somebody else has something in it.
+fn remove_root(root: &Path) -> Result<(), DetachError> {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let mounted = root.canonicalize().ok().and_then(|root| root.parent().map(|parent| device(parent) != device(&root))).unwrap_or(true);
+    if mounted || !pins(root).is_empty() {
+        return Ok(());
+    }
+    remove_dir(root)
+}
+
+/// Our filters on every interface of the node, and the qdiscs that the notes call ours.
+fn remove_filters(layouts: &[std::path::PathBuf], netlink: &mut Netlink) -> Result<u32, DetachError> {
+    let mut owned = Vec::new();
+    for layout in layouts {
+        if let Ok(table) = Table::<u32, u32>::open(&layout.join("OWNED")) {
+            owned.extend(table.entries().unwrap_or_default().into_iter().map(|(ifindex, _)| ifindex));
+        }
+    }
+    let links = netlink.links(None).map_err(|source| DetachError::Remove { what: "the list of interfaces".into(), source })?;
+    let mut removed = 0;
+    for link in links {
+        match release_qdisc(netlink, link.index, owned.contains(&link.index)) {
+            Ok(count) => removed += count,
+            // It went away meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+            Err(source) => return Err(DetachError::Remove { what: format!("the filter on {}", link.name), source }),
+        }
+    }
+    Ok(removed)
+}
+
+/// Sets the mode where no agent runs: the programs obey at the next packet. Returns the new epoch.
+pub fn set_mode_on_pins(pin_dir: &Path, mode: u32) -> Result<u32, ModeError> {
+    let mut epoch = None;
+    for layout in layouts(pin_dir).into_iter().filter(|layout| same_types(layout)) {
+        let failed = |source| ModeError::Map { path: layout.clone(), source };
+        let table = Table::<u32, Config>::open(&layout.join("CONFIG")).map_err(failed)?;
+        let failed = |source| ModeError::Map { path: layout.clone(), source };
+        let Some(config) = table.get(&0).map_err(failed)? else { continue };
+        let config = Config { mode, epoch: config.epoch.wrapping_add(1).max(1), ..config };
+        let failed = |source| ModeError::Map { path: layout.clone(), source };
+        table.put(&0, &config).map_err(failed)?;
+        epoch = epoch.max(Some(config.epoch));
+    }
+    epoch.ok_or_else(|| ModeError::NoPins { path: pin_dir.into() })
+}

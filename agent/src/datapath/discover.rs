@@ -1,0 +1,197 @@
+//! Finding a pod's place on the node, without privilege and without asking the CNI.
+//!
+//! Pod -> control group -> a process in it -> id of its network namespace -> the host's veth with that id at its other
+//! end. Without a control group: the namespace that holds the pod's addresses; without a namespace: the interface to
+//! which the pod's host route or bridge port leads. Only the interface that holds the pod's addresses is judged.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+
+use super::cgroup::PodCgroup;
+use super::netlink::{Held, Link, Netlink};
+use crate::inventory::Pod;
+
+/// Where a pod can be watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The host side of its veth.
+    Interface {
+        /// Interface index on the node.
+        ifindex: u32,
+        /// Its name.
+        name: String,
+        /// The pod's namespace, where it has a number.
+        nsid: Option<i32>,
+        /// Addresses on the other end.
+        addresses: Vec<IpAddr>,
+        /// MAC of the other end.
+        mac: Option<[u8; 6]>,
+        /// Further interfaces of the pod that hold addresses and are not judged.
+        others: Vec<String>,
+    },
+    /// Only its control group.
+    Cgroup {
+        /// Addresses that it uses.
+        addresses: Vec<IpAddr>,
+        /// Why there is no interface; `None` for hostNetwork.
+        because: Option<String>,
+    },
+    /// Not found yet, and why.
+    Unknown(String),
+}
+
+/// The node as it stands at one reconciliation: each thing is asked for once.
+pub(super) struct Surroundings<'a> {
+    netlink: &'a mut Netlink,
+    links: Vec<Link>,
+    held: HashMap<i32, Vec<Held>>,
+    own_netns: Option<u64>,
+}
+
+/// Kinds of interfaces that end in a pod.
+fn ends_in_pod(link: &Link) -> bool {
+    matches!(link.kind.as_deref(), Some("veth" | "netkit"))
+}
+
+impl<'a> Surroundings<'a> {
+    /// Looks around.
+    pub(super) fn new(netlink: &'a mut Netlink) -> io::Result<Self> {
+        let links = netlink.links(None)?;
+        let own_netns = fs::metadata("/proc/thread-self/ns/net").ok().map(|metadata| metadata.ino());
+        Ok(Self { netlink, links, held: HashMap::new(), own_netns })
+    }
+
+    /// Whether the interface is still there and still leads to that namespace.
+    pub(super) fn still(&self, ifindex: u32, nsid: Option<i32>) -> bool {
+        self.links.iter().any(|link| link.index == ifindex && (nsid.is_none() || link.nsid == nsid))
+    }
+
+    /// Finds a pod.
+    pub(super) fn find(&mut self, pod: &Pod, cgroup: Option<&PodCgroup>) -> Place {
+        if pod.host_network {
+            return match cgroup {
+                Some(_) => Place::Cgroup { addresses: pod.ips.clone(), because: None },
+                None => Place::Unknown(
+                    "its control group has not been found: no process of it runs, or the cgroup v2 tree is not visible".into(),
+                ),
+            };
+        }
+        if let Some(nsid) = cgroup.and_then(|cgroup| self.namespace_of(cgroup)).or_else(|| self.namespace_holding(&pod.ips)) {
+            return self.interface_in(nsid, pod, cgroup.is_some());
+        }
+        if let Some(link) = self.routed_to(&pod.ips) {
+            return Place::Interface {
+                ifindex: link.index,
+                name: link.name,
+                nsid: link.nsid,
+                addresses: pod.ips.clone(),
+                mac: None,
+                others: Vec::new(),
+            };
+        }
+        match cgroup.filter(|cgroup| self.lives_elsewhere(cgroup)) {
+            Some(_) => Place::Cgroup { addresses: pod.ips.clone(), because: Some("no veth of the node leads into its namespace".into()) },
+            None => Place::Unknown("no process of it and no namespace with its addresses has been found".into()),
+        }
+    }
+
+    fn processes<'p>(&self, cgroup: &'p PodCgroup) -> impl Iterator<Item = (u32, Option<u64>)> + use<'p> {
+        let own = self.own_netns;
+        let netns = |pid: &u32| fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|metadata| metadata.ino());
+        cgroup.pids().into_iter().map(move |pid| (pid, netns(&pid))).filter(move |(_, netns)| netns.is_none() || *netns != own)
+    }
+
+    fn namespace_of(&mut self, cgroup: &PodCgroup) -> Option<i32> {
+        let pids: Vec<u32> = self.processes(cgroup).map(|(pid, _)| pid).take(64).collect();
+        pids.into_iter().find_map(|pid| self.netlink.nsid_of(pid).ok().flatten())
+    }
+
+    /// Whether some process of it is known to live in another namespace than ours.
+    fn lives_elsewhere(&self, cgroup: &PodCgroup) -> bool {
+        self.processes(cgroup).any(|(_, netns)| netns.is_some())
+    }
+
+    fn addresses_in(&mut self, nsid: i32) -> &[Held] {
+        let netlink = &mut *self.netlink;
+        self.held.entry(nsid).or_insert_with(|| {
+            let held = netlink.addresses(Some(nsid)).unwrap_or_default();
+            held.into_iter().filter(|held| !held.address.is_loopback() && !is_link_local(held.address)).collect()
+        })
+    }
+
+    fn namespace_holding(&mut self, ips: &[IpAddr]) -> Option<i32> {
+        if ips.is_empty() {
+            return None;
+        }
+        let mut nsids: Vec<i32> = self.links.iter().filter(|link| ends_in_pod(link)).filter_map(|link| link.nsid).collect();
+        nsids.sort_unstable();
+        nsids.dedup();
+        nsids.into_iter().find(|nsid| self.addresses_in(*nsid).iter().any(|held| ips.contains(&held.address)))
+    }
+
+    /// Addresses that the other end of an interface holds now.
+    pub(super) fn addresses_behind(&mut self, ifindex: u32, nsid: i32) -> Option<Vec<IpAddr>> {
+        let peer = self.links.iter().find(|link| link.index == ifindex)?.peer?;
+        Some(self.addresses_in(nsid).iter().filter(|held| held.ifindex == peer).map(|held| held.address).collect())
+    }
+
+    fn interface_in(&mut self, nsid: i32, pod: &Pod, has_cgroup: bool) -> Place {
+        let candidates: Vec<Link> = self.links.iter().filter(|link| link.nsid == Some(nsid) && ends_in_pod(link)).cloned().collect();
+        let held = self.addresses_in(nsid).to_vec();
+        let on = |link: &Link| held.iter().filter(|held| Some(held.ifindex) == link.peer).map(|held| held.address).collect::<Vec<_>>();
+        let holds_status = |link: &&Link| on(link).iter().any(|address| pod.ips.contains(address));
+        let chosen = candidates.iter().find(holds_status).or_else(|| {
+            // Its status may be late; but what status names must not sit on an interface that we cannot watch.
+            let elsewhere = held.iter().any(|held| pod.ips.contains(&held.address));
+            candidates.iter().filter(|link| !elsewhere && !on(link).is_empty()).min_by_key(|link| link.peer)
+        });
+        let Some(link) = chosen else {
+            if candidates.is_empty() || held.iter().any(|held| pod.ips.contains(&held.address)) {
+                return without_interface(pod, &held, has_cgroup);
+            }
+            return Place::Unknown("its interface has no address yet".into());
+        };
+        let others =
+            candidates.iter().filter(|other| other.index != link.index && !on(other).is_empty()).map(|other| other.name.clone()).collect();
+        let mac =
+            self.netlink.links(Some(nsid)).ok().and_then(|inside| inside.into_iter().find(|inside| Some(inside.index) == link.peer)?.mac);
+        Place::Interface { ifindex: link.index, name: link.name.clone(), nsid: Some(nsid), addresses: on(link), mac, others }
+    }
+
+    /// The interface behind which an address lies by a host route, or by a bridge's table.
+    fn routed_to(&mut self, ips: &[IpAddr]) -> Option<Link> {
+        ips.iter().find_map(|address| {
+            let route = self.netlink.route_to(*address).ok()??;
+            let link = self.links.iter().find(|link| link.index == route.ifindex)?.clone();
+            let port = if link.kind.as_deref() == Some("bridge") {
+                let mac = self.netlink.neighbour(link.index, *address).ok()??;
+                let port = self.netlink.bridge_port(mac).ok()??;
+                self.links.iter().find(|link| link.index == port)?.clone()
+            } else if route.host {
+                link
+            } else {
+                return None;
+            };
+            (ends_in_pod(&port) || port.kind.as_deref() == Some("tun")).then_some(port)
+        })
+    }
+}
+
+fn without_interface(pod: &Pod, held: &[Held], has_cgroup: bool) -> Place {
+    if !has_cgroup {
+        return Place::Unknown("no veth of the node leads to its addresses, and its control group has not been found".into());
+    }
+    let mut addresses: Vec<IpAddr> = held.iter().map(|held| held.address).collect();
+    addresses.extend(pod.ips.iter().filter(|address| !held.iter().any(|held| held.address == **address)));
+    Place::Cgroup { addresses, because: Some("no veth of the node leads to its addresses".into()) }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}

@@ -1,0 +1,406 @@
+//! Endpoints follow pods: found, pointed at their policy, attached, and removed when pod or interface is gone.
+//!
+//! A pod that cannot be found yet stays in the list with the reason. The order for a new one: its entry in
+//! `ENDPOINTS` with the policy, then the programs; nothing is attached before there is a policy to judge by.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sekisho_core::layout::{self, CGROUP_ENDPOINT, EndpointState, EndpointSwept, endpoint_flags};
+
+use super::attach::Backend;
+use super::cgroup::{self, PodCgroup};
+use super::discover::{Place, Surroundings};
+use super::endpoint::{Attach, ChangeKind, Coverage, EndpointChange, EndpointInfo, boundary};
+use super::error::ApplyError;
+use super::{Datapath, sizes};
+use crate::inventory::Pod;
+use crate::policy::EndpointPolicy;
+
+/// How often the cgroup tree is walked for pods that have been found already.
+const TREE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A local pod and where it is watched.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) info: EndpointInfo,
+    pub(super) cgroup: Option<PodCgroup>,
+    /// Namespace of an interface endpoint.
+    nsid: Option<i32>,
+    /// Cgroup of a cgroup endpoint.
+    pub(super) watched: Option<u64>,
+    /// What `ENDPOINTS` holds for it.
+    pub(super) written: Option<layout::Endpoint>,
+    /// Evidence of a blind direction at the last check.
+    pub(super) one_way: u64,
+    /// Its interface is blind: the cgroup is used although there is one.
+    pub(super) blind: bool,
+}
+
+impl Endpoint {
+    fn new(pod: &Pod) -> Self {
+        let info = EndpointInfo { uid: Arc::clone(&pod.uid), host_network: pod.host_network, ..EndpointInfo::default() };
+        Self { info, cgroup: None, nsid: None, watched: None, written: None, one_way: 0, blind: false }
+    }
+
+    /// Whether it has a number.
+    pub(super) fn found(&self) -> bool {
+        self.info.number != 0
+    }
+
+    /// Its interface, if it is watched there.
+    pub(super) fn ifindex(&self) -> Option<u32> {
+        (self.found() && self.info.number & CGROUP_ENDPOINT == 0).then_some(self.info.number)
+    }
+}
+
+impl Datapath {
+    /// Follows the local pods. Call it when pods change, when [`watch`](super::watch) wakes, and now and then.
+    pub fn reconcile(&mut self, pods: &[Arc<Pod>]) -> Vec<EndpointChange> {
+        let mut changes = Vec::new();
+        self.forget_absent(pods, &mut changes);
+        let unknown: Vec<&Arc<Pod>> = pods.iter().filter(|pod| !self.endpoints.contains_key(&pod.uid)).collect();
+        for pod in unknown {
+            self.endpoints.insert(Arc::clone(&pod.uid), Endpoint::new(pod));
+        }
+        self.find_cgroups(pods);
+        if let Err(error) = self.find_places(pods, &mut changes) {
+            tracing::warn!(%error, "the node's interfaces cannot be listed");
+        }
+        self.attach_ready();
+        self.drop_strangers(pods);
+        changes
+    }
+
+    /// Every local pod, found or not.
+    pub fn endpoints(&self) -> impl Iterator<Item = &EndpointInfo> {
+        self.endpoints.values().map(|endpoint| &endpoint.info)
+    }
+
+    /// Addresses of the node's own interfaces; kube-proxy's `kube-ipvs0` and loopback left out.
+    pub fn node_addresses(&mut self) -> Vec<IpAddr> {
+        let skipped: Vec<u32> = match self.netlink.links(None) {
+            Ok(links) => links.into_iter().filter(|link| link.name == "kube-ipvs0").map(|link| link.index).collect(),
+            Err(_) => Vec::new(),
+        };
+        let held = self.netlink.addresses(None).unwrap_or_default();
+        let mut addresses: Vec<IpAddr> = held
+            .into_iter()
+            .filter(|held| !skipped.contains(&held.ifindex) && !held.address.is_loopback())
+            .map(|held| held.address)
+            .collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
+    fn forget_absent(&mut self, pods: &[Arc<Pod>], changes: &mut Vec<EndpointChange>) {
+        let present: HashSet<&str> = pods.iter().map(|pod| &*pod.uid).collect();
+        let absent: Vec<Arc<str>> = self.endpoints.keys().filter(|uid| !present.contains(&***uid)).cloned().collect();
+        for uid in absent {
+            if let Some(mut endpoint) = self.endpoints.remove(&uid) {
+                self.release(&mut endpoint, changes);
+            }
+        }
+    }
+
+    /// Takes an endpoint out of the kernel: programs first, then its entry.
+    fn release(&mut self, endpoint: &mut Endpoint, changes: &mut Vec<EndpointChange>) {
+        if !endpoint.found() {
+            return;
+        }
+        let number = endpoint.info.number;
+        if let Err(error) = self.withdraw(number, endpoint.watched.take()) {
+            tracing::warn!(%error, number, "an endpoint could not be removed from the kernel whole");
+        }
+        changes.push(EndpointChange { uid: Arc::clone(&endpoint.info.uid), number, kind: ChangeKind::Gone });
+        let info = &mut endpoint.info;
+        *info = EndpointInfo { uid: Arc::clone(&info.uid), host_network: info.host_network, ..EndpointInfo::default() };
+        endpoint.written = None;
+        endpoint.nsid = None;
+        endpoint.one_way = 0;
+    }
+
+    /// Removes hooks, entry and slot of an endpoint number.
+    fn withdraw(&mut self, number: u32, cgroup: Option<u64>) -> io::Result<()> {
+        let result = if number & CGROUP_ENDPOINT == 0 {
+            self.attacher.leave_interface(&mut self.netlink, &self.maps, number)
+        } else if let Some(id) = cgroup {
+            self.attacher.leave_cgroup(id).and_then(|()| self.maps.cgroups.remove(&id).map(drop))
+        } else {
+            Ok(())
+        };
+        self.slots.retire(number);
+        self.maps.endpoints.remove(&number)?;
+        result
+    }
+
+    /// Looks for the control groups of pods that have none, or whose one is gone.
+    fn find_cgroups(&mut self, pods: &[Arc<Pod>]) {
+        let now = Instant::now();
+        let stale = self.cgroups_looked_up.is_none_or(|then| now.duration_since(then) > TREE_INTERVAL);
+        let mut wanted = HashMap::new();
+        for pod in pods {
+            let Some(endpoint) = self.endpoints.get_mut(&pod.uid) else { continue };
+            if endpoint.cgroup.as_ref().is_some_and(|cgroup| !cgroup.alive()) {
+                endpoint.cgroup = None;
+            }
+            if endpoint.cgroup.is_none() && (stale || !endpoint.found()) {
+                wanted.insert(cgroup::normal(&pod.uid), Arc::clone(&pod.uid));
+                if let Some(hash) = &pod.config_hash {
+                    wanted.insert(cgroup::normal(hash), Arc::clone(&pod.uid));
+                }
+            }
+        }
+        if stale {
+            self.cgroups_looked_up = Some(now);
+        }
+        for (uid, cgroup) in self.hierarchy.pods(&wanted) {
+            if let Some(endpoint) = self.endpoints.get_mut(&uid) {
+                endpoint.cgroup = Some(cgroup);
+            }
+        }
+    }
+
+    fn find_places(&mut self, pods: &[Arc<Pod>], changes: &mut Vec<EndpointChange>) -> io::Result<()> {
+        let mut found = Vec::new();
+        let mut surroundings = Surroundings::new(&mut self.netlink)?;
+        for pod in pods {
+            let Some(endpoint) = self.endpoints.get_mut(&pod.uid) else { continue };
+            match settled(endpoint, pod, &mut surroundings) {
+                Some(None) => {}
+                Some(Some(addresses)) => {
+                    endpoint.info.addresses = addresses;
+                    changes.push(EndpointChange { uid: Arc::clone(&pod.uid), number: endpoint.info.number, kind: ChangeKind::Changed });
+                }
+                None => found.push((pod, surroundings.find(pod, endpoint.cgroup.as_ref()))),
+            }
+        }
+        for (pod, place) in found {
+            self.move_to(pod, place, changes);
+        }
+        Ok(())
+    }
+
+    /// Gives an endpoint its place, after taking it from another one.
+    fn move_to(&mut self, pod: &Pod, place: Place, changes: &mut Vec<EndpointChange>) {
+        let Some(mut endpoint) = self.endpoints.remove(&pod.uid) else { return };
+        let same = match &place {
+            Place::Interface { ifindex, nsid, .. } => endpoint.ifindex() == Some(*ifindex) && endpoint.nsid == *nsid,
+            Place::Cgroup { .. } => endpoint.watched.is_some() && endpoint.watched == endpoint.cgroup.as_ref().map(|cgroup| cgroup.id),
+            Place::Unknown(_) => false,
+        };
+        if !same {
+            self.release(&mut endpoint, changes);
+        }
+        let new = !endpoint.found();
+        if let Err(message) = self.place(&mut endpoint, place) {
+            endpoint.info.message = Some(message);
+        } else if new && endpoint.found() {
+            changes.push(EndpointChange { uid: Arc::clone(&pod.uid), number: endpoint.info.number, kind: ChangeKind::Found });
+        }
+        self.endpoints.insert(Arc::clone(&pod.uid), endpoint);
+    }
+
+    fn place(&mut self, endpoint: &mut Endpoint, place: Place) -> Result<(), String> {
+        let full = || format!("all {} endpoint slots are in use", sizes::ENDPOINTS);
+        match place {
+            Place::Unknown(why) => Err(why),
+            Place::Interface { ifindex, name, nsid, addresses, mac, others } => {
+                let (index, new) = self.slots.interface(ifindex, sizes::ENDPOINTS).ok_or_else(full)?;
+                if new {
+                    self.clear_slot(index)?;
+                }
+                endpoint.nsid = nsid;
+                endpoint.info.number = ifindex;
+                endpoint.info.index = index;
+                endpoint.info.interface = Some(name.into());
+                endpoint.info.addresses = addresses;
+                endpoint.info.mac = mac;
+                endpoint.info.message = (!others.is_empty()).then(|| format!("secondary_network: {} is not judged", others.join(", ")));
+                Ok(())
+            }
+            Place::Cgroup { addresses, because } => {
+                let id = endpoint.cgroup.as_ref().map(|cgroup| cgroup.id).ok_or("its control group is gone")?;
+                if !endpoint.found() {
+                    let adopted = self.maps.cgroups.get(&id).ok().flatten().filter(|number| self.slots.of(*number).is_some());
+                    endpoint.info.index = match adopted {
+                        Some(number) => number & !CGROUP_ENDPOINT,
+                        None => {
+                            let index = self.slots.cgroup(sizes::ENDPOINTS).ok_or_else(full)?;
+                            self.clear_slot(index)?;
+                            index
+                        }
+                    };
+                    endpoint.info.number = CGROUP_ENDPOINT | endpoint.info.index;
+                    endpoint.watched = Some(id);
+                }
+                endpoint.info.addresses = addresses;
+                endpoint.info.message = because;
+                Ok(())
+            }
+        }
+    }
+
+    /// Nothing of a former owner may count for a new one. No programs write there yet.
+    fn clear_slot(&mut self, index: u32) -> Result<(), String> {
+        let cleared = self.maps.states.put(&index, &EndpointState::ZERO).and_then(|()| self.maps.swept.put(&index, &EndpointSwept::ZERO));
+        if let Some(head) = self.contact_heads.get_mut(index as usize) {
+            *head = 0;
+        }
+        cleared.map_err(|error| format!("its slot could not be cleared: {error}"))
+    }
+
+    /// Writes the entry of every endpoint that has a place and a policy. Whether any changed.
+    pub(super) fn point_endpoints(&mut self) -> Result<bool, ApplyError> {
+        let mut changed = false;
+        let (established_cap, answered_cap) = (self.sizes.established / 4, self.sizes.answered / 8);
+        for endpoint in self.endpoints.values_mut().filter(|endpoint| endpoint.found()) {
+            let Some(policy) = self.tables.endpoints.get(&endpoint.info.uid) else { continue };
+            let entry = entry(&endpoint.info, policy, established_cap, answered_cap);
+            endpoint.info.set = policy.set;
+            endpoint.info.isolated = policy.isolated;
+            if endpoint.written == Some(entry) {
+                continue;
+            }
+            self.maps.endpoints.put(&endpoint.info.number, &entry).map_err(|source| ApplyError::Map { map: "ENDPOINTS", source })?;
+            // Addresses alone change no cached verdict: entries compare them.
+            changed |= endpoint.written.is_none_or(|old| (old.set, old.flags, old.instance) != (entry.set, entry.flags, entry.instance));
+            endpoint.written = Some(entry);
+        }
+        Ok(changed)
+    }
+
+    /// Attaches every endpoint whose entry is written and whose programs do not run yet.
+    pub(super) fn attach_ready(&mut self) {
+        if self.applied_once
+            && let Err(error) = self.point_endpoints()
+        {
+            tracing::warn!(%error, "an endpoint could not be written");
+        }
+        let uids: Vec<Arc<str>> = self
+            .endpoints
+            .values()
+            .filter(|endpoint| endpoint.written.is_some() && !endpoint.info.ready)
+            .map(|endpoint| Arc::clone(&endpoint.info.uid))
+            .collect();
+        for uid in uids {
+            let Some(mut endpoint) = self.endpoints.remove(&uid) else { continue };
+            match self.attach(&endpoint) {
+                Ok(attach) => {
+                    endpoint.info.attach = attach;
+                    endpoint.info.coverage = if endpoint.info.coverage == Coverage::OneWay { Coverage::OneWay } else { Coverage::Full };
+                    endpoint.info.ready = true;
+                }
+                Err(error) => {
+                    let message = format!("attaching failed: {error}");
+                    if endpoint.info.message.as_deref() != Some(&message) {
+                        tracing::warn!(pod_uid = %uid, %error, "an endpoint could not be attached");
+                    }
+                    endpoint.info.message = Some(message);
+                }
+            }
+            self.endpoints.insert(uid, endpoint);
+        }
+    }
+
+    /// Attaches one endpoint; says how.
+    pub(super) fn attach(&mut self, endpoint: &Endpoint) -> io::Result<Attach> {
+        if let Some(ifindex) = endpoint.ifindex() {
+            self.attacher.interface(&mut self.netlink, &self.maps, &self.programs, ifindex)?;
+            return Ok(if self.attacher.backend == Backend::Tcx { Attach::Tcx } else { Attach::Clsact });
+        }
+        let cgroup = endpoint.cgroup.as_ref().ok_or_else(|| io::Error::other("its control group is gone"))?;
+        self.maps.cgroups.put(&cgroup.id, &endpoint.info.number)?;
+        let level = 1 << cgroup.level.min(31);
+        if self.config.cgroup_levels & level == 0 {
+            self.config.cgroup_levels |= level;
+            self.write_config()?;
+        }
+        self.attacher.cgroup(&self.programs, cgroup)?;
+        Ok(Attach::Cgroup)
+    }
+
+    /// Reads which slots a former agent had given.
+    pub(super) fn read_slots(&mut self) -> io::Result<()> {
+        for (number, endpoint) in self.maps.endpoints.entries()? {
+            self.slots.adopt(number, endpoint.index);
+        }
+        Ok(())
+    }
+
+    /// Removes adopted endpoints that belong to no pod: at once where the interface is gone, else when every pod has been found.
+    fn drop_strangers(&mut self, pods: &[Arc<Pod>]) {
+        let ours: HashSet<u32> = self.endpoints.values().map(|endpoint| endpoint.info.number).collect();
+        let strangers: Vec<u32> = self.slots.numbers().map(|(number, _)| number).filter(|number| !ours.contains(number)).collect();
+        if strangers.is_empty() {
+            return;
+        }
+        let settled = pods.iter().all(|pod| self.endpoints[&pod.uid].found());
+        let links: HashSet<u32> = self.netlink.links(None).unwrap_or_default().into_iter().map(|link| link.index).collect();
+        let by_number: HashMap<u32, u64> =
+            self.maps.cgroups.entries().unwrap_or_default().into_iter().map(|(id, number)| (number, id)).collect();
+        for number in strangers {
+            let gone = number & CGROUP_ENDPOINT == 0 && !links.contains(&number);
+            if (gone || settled)
+                && let Err(error) = self.withdraw(number, by_number.get(&number).copied())
+            {
+                tracing::warn!(%error, number, "a former endpoint could not be removed whole");
+            }
+        }
+    }
+}
+
+/// Whether an endpoint may stay where it is: `None` where it must be looked for again, `Some(Some(..))` with its new
+/// addresses where those changed.
+fn settled(endpoint: &Endpoint, pod: &Pod, surroundings: &mut Surroundings<'_>) -> Option<Option<Vec<IpAddr>>> {
+    if endpoint.blind {
+        return endpoint.cgroup.as_ref().is_some_and(PodCgroup::alive).then_some(None);
+    }
+    let ifindex = endpoint.ifindex().filter(|ifindex| surroundings.still(*ifindex, endpoint.nsid))?;
+    let nsid = match endpoint.nsid {
+        Some(nsid) => nsid,
+        None => return (endpoint.info.addresses == pod.ips).then_some(None),
+    };
+    let addresses = surroundings.addresses_behind(ifindex, nsid)?;
+    if addresses == endpoint.info.addresses {
+        // Status names addresses that are elsewhere: look again.
+        let wrong = !pod.ips.is_empty() && !pod.ips.iter().any(|address| addresses.contains(address)) && endpoint.info.message.is_none();
+        return (!wrong || addresses.is_empty()).then_some(None);
+    }
+    (!addresses.is_empty()).then_some(Some(addresses))
+}
+
+fn entry(info: &EndpointInfo, policy: &EndpointPolicy, established_cap: u32, answered_cap: u32) -> layout::Endpoint {
+    let mut flags = 0;
+    if policy.isolated[usize::from(layout::EGRESS)] {
+        flags |= endpoint_flags::ISOLATED_EGRESS;
+    }
+    if policy.isolated[usize::from(layout::INGRESS)] {
+        flags |= endpoint_flags::ISOLATED_INGRESS;
+    }
+    if policy.host_network || info.host_network {
+        flags |= endpoint_flags::HOST_NETWORK;
+    }
+    if info.coverage == Coverage::OneWay {
+        flags |= endpoint_flags::ONE_WAY;
+    }
+    let mut entry = layout::Endpoint {
+        index: info.index,
+        set: policy.set,
+        instance: policy.instance,
+        flags,
+        established_cap,
+        answered_cap,
+        mac: info.mac.unwrap_or_default(),
+        ..layout::Endpoint::ZERO
+    };
+    for (slot, address) in entry.addresses.iter_mut().zip(&info.addresses) {
+        *slot = boundary(*address);
+        entry.address_count += 1;
+    }
+    entry
+}
