@@ -143,6 +143,16 @@ impl Lab {
         Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()
     }
 
+    /// The node's address on the bridge.
+    pub fn bridge_v4(&self) -> IpAddr {
+        bridge_v4()
+    }
+
+    /// The node's address on the bridge.
+    pub fn bridge_v6(&self) -> IpAddr {
+        bridge_v6()
+    }
+
     /// The outside machine's address.
     pub fn outside_v4(&self) -> IpAddr {
         Ipv4Addr::new(192, 0, 2, 2).into()

@@ -94,7 +94,12 @@ impl Place {
 
     /// Starts one of the lab's own programs here and waits until it says that it is ready.
     pub fn start<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<Running> {
-        let mut running = self.spawn(tool::binary()?, arguments)?;
+        self.start_as(tool::binary()?, arguments)
+    }
+
+    /// The same for a program that is another name (a link) of the lab's own.
+    pub fn start_as<A: AsRef<OsStr>>(&self, program: impl AsRef<OsStr>, arguments: &[A]) -> Result<Running> {
+        let mut running = self.spawn(program, arguments)?;
         let line = running.line()?;
         if line.trim() != tool::READY {
             let what: Vec<_> = arguments.iter().map(|a| a.as_ref().to_string_lossy()).collect();

@@ -212,6 +212,11 @@ impl Pod {
         self.interface.as_deref()
     }
 
+    /// Lets it run on by itself; the lab ends it when it goes.
+    pub fn detach(self) {
+        self.pause.detach();
+    }
+
     /// Lets all of it vanish: processes, veth, control group and manifest.
     pub fn delete(self) -> Result<()> {
         fs::remove_file(self.directory.join("manifests").join(format!("pod-{}-{}.json", self.spec.namespace, self.spec.name)))

@@ -185,6 +185,21 @@ pub(crate) fn bind(socket: impl AsFd, address: &SocketAddress) -> io::Result<()>
     check(unsafe { libc::bind(socket.as_fd().as_raw_fd(), (&raw const address.storage).cast(), address.len) }).map(drop)
 }
 
+/// A TCP connection from a chosen address of this machine.
+pub(crate) fn connect_from(from: IpAddr, target: std::net::SocketAddr, milliseconds: u32) -> io::Result<std::net::TcpStream> {
+    let domain = if target.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let socket = socket(domain, libc::SOCK_STREAM, 0)?;
+    bind(&socket, &SocketAddress::ip(from, 0))?;
+    let value = libc::timeval { tv_sec: i64::from(milliseconds / 1000), tv_usec: i64::from(milliseconds % 1000) * 1000 };
+    let address = SocketAddress::ip(target.ip(), target.port());
+    // SAFETY: pointers and lengths describe the timeval and the address. The send timeout bounds connect as well.
+    unsafe {
+        check(libc::setsockopt(raw(&socket), libc::SOL_SOCKET, libc::SO_SNDTIMEO, (&raw const value).cast(), len_of::<libc::timeval>()))?;
+        check(libc::connect(raw(&socket), (&raw const address.storage).cast(), address.len))?;
+    }
+    Ok(socket.into())
+}
+
 /// Sends one datagram.
 pub(crate) fn send_to(socket: impl AsFd, data: &[u8], address: &SocketAddress) -> io::Result<usize> {
     // SAFETY: both pointers come with their lengths.
@@ -236,6 +251,36 @@ pub(crate) fn allow_open_files(files: u64) -> io::Result<()> {
     let limit = libc::rlimit { rlim_cur: files, rlim_max: files };
     // SAFETY: the structure outlives the call.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }).map(drop)
+}
+
+/// Loads a program of raw instructions for tc and attaches it with TCX to the ingress of an interface of the
+/// calling thread's namespace. It stays as long as the returned descriptors.
+pub(crate) fn attach_tcx_ingress(instructions: &[u64], interface: u32) -> io::Result<(OwnedFd, OwnedFd)> {
+    const PROG_LOAD: libc::c_long = 5;
+    const LINK_CREATE: libc::c_long = 28;
+    const SCHED_CLS: u32 = 3;
+    const TCX_INGRESS: u32 = 46;
+    let bpf = |command: libc::c_long, attributes: &[u64; 16]| -> io::Result<OwnedFd> {
+        // SAFETY: the attributes are an array of the length given, its pointers outlive the call.
+        let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of::<[u64; 16]>()) };
+        let fd = check(RawFd::try_from(fd).map_err(io::Error::other)?)?;
+        // SAFETY: the call above has just made it and nobody else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    let licence = c"GPL";
+    let count = u64::try_from(instructions.len()).expect("programs are short");
+    let mut load = [0u64; 16];
+    // prog_type and insn_cnt, insns, license
+    load[0] = u64::from(SCHED_CLS) | count << 32;
+    load[1] = instructions.as_ptr() as u64;
+    load[2] = licence.as_ptr() as u64;
+    let program = bpf(PROG_LOAD, &load)?;
+    let mut link = [0u64; 16];
+    // prog_fd and target_ifindex, attach_type
+    link[0] = u64::from(u32::try_from(raw(&program)).map_err(io::Error::other)?) | u64::from(interface) << 32;
+    link[1] = u64::from(TCX_INGRESS);
+    let link = bpf(LINK_CREATE, &link)?;
+    Ok((program, link))
 }
 
 /// Loads a kernel module.

@@ -1,7 +1,7 @@
 //! The way around: a NodePort with masquerade makes an outsider look like the node. It is judged as what it
 //! is, while the node's own processes get through. Needs root and nft.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use sekisho_lab::{Agent, Heading, Lab, Layout, PodSpec, Sniffer};
 use serde_json::json;
 
@@ -43,16 +43,10 @@ fn journey(name: &str, layout: Layout) -> Result<()> {
     for v6 in [false, true] {
         ensure!(lab.node().reaches("tcp", server.address(v6), 80)?, "the node's own process gets through (v6 {v6})");
     }
-    // From every address of the node.
-    let addresses = [lab.node_v4()];
-    for from in addresses {
-        let target = std::net::SocketAddr::new(server.v4(), 80);
-        let connected = lab.node().netns().within(|| {
-            let socket = std::net::UdpSocket::bind((from, 0)).context("bind")?;
-            socket.connect(target).context("connect")?;
-            Ok(socket.send(b"probe").is_ok())
-        })?;
-        ensure!(connected, "from {from}");
+    // From every address of the node, the bridge's included.
+    for from in [lab.node_v4(), lab.node_v6(), lab.bridge_v4(), lab.bridge_v6()] {
+        let target = std::net::SocketAddr::new(server.address(from.is_ipv6()), 80).to_string();
+        ensure!(lab.node().tool(&["dial", "tcp", &target, "--bind", &from.to_string()])?.success(), "the node's own process, from {from}");
     }
     Ok(())
 }

@@ -101,7 +101,7 @@ fn ordinary_traffic_is_quiet() -> Result<()> {
                 ensure!(client.reaches("udp", server.address(v6), 53)?);
             }
         }
-        if round % 100 == 0 {
+        if round.is_multiple_of(100) {
             ensure!(!clients[0].reaches("tcp", server.v4(), 8080)?);
         }
         round += 1;

@@ -74,7 +74,7 @@ fn pack(kernel: &Kernel, agent: &Path, lab: &Path, filter: Option<&str>) -> Resu
     }
     files.device("dev/console", 5, 1);
     files.file("init", &read(lab)?).file("sekisho", &read(agent)?);
-    files.file("programs.o", &read(&sekisho_ebpf_build::build(crate::workspace::root(), &crate::workspace::target_dir().join("ebpf"))?)?);
+    files.file("programs.o", &sekisho_lab::programs::object()?);
     let mut list = String::new();
     for journey in JOURNEYS {
         files.file(&format!("tests/{journey}"), &read(&journey_program(journey)?)?);

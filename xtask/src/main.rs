@@ -2,6 +2,7 @@
 
 mod bench;
 mod build_ebpf;
+mod demo;
 mod kernel;
 mod lint;
 mod setup;
@@ -29,6 +30,15 @@ enum Command {
     },
     /// Build the kernel programs and say where they are
     BuildEbpf,
+    /// Watch a small shop being guarded: real pods, real traffic, a scan; cleans up after itself
+    Demo {
+        /// Leave everything running and print what to type next
+        #[arg(long, conflicts_with = "clean")]
+        keep: bool,
+        /// Remove what --keep has left
+        #[arg(long)]
+        clean: bool,
+    },
     /// Run every test: in user space, then on this machine's real kernel
     Test {
         /// Only the real-kernel journeys of one machine, under Debian's kernel of this version (6.1 or 6.12)
@@ -51,6 +61,8 @@ fn main() -> ExitCode {
         None => Arguments::command().print_help().map_err(Into::into),
         Some(Command::Setup { kernel }) => setup::run(kernel),
         Some(Command::BuildEbpf) => build_ebpf::run(),
+        Some(Command::Demo { clean: true, .. }) => demo::clean(),
+        Some(Command::Demo { keep, .. }) => demo::run(keep),
         Some(Command::Test { kernel: Some(version), filter }) => kernel::run(&version, filter.as_deref()),
         Some(Command::Test { kernel: None, filter }) => test::run(filter.as_deref()),
         Some(Command::Lint) => lint::run(),

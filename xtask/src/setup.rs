@@ -27,11 +27,18 @@ const KERNEL_NEEDS: [Need; 3] = [
     Need { program: "dpkg", package: "dpkg", why: "unpacks kernels" },
 ];
 
-pub(crate) fn run(kernel: bool) -> Result<()> {
+/// What building needs.
+pub(crate) fn build_tools() -> Result<()> {
     toolchain()?;
     say("the BPF linker (two minutes the first time)");
     let linker = sekisho_ebpf_build::ensure_linker()?;
     eprintln!("    {}", linker.display());
+    Ok(())
+}
+
+/// What building and testing need, and with `kernel` what booting other kernels needs.
+pub(crate) fn run(kernel: bool) -> Result<()> {
+    build_tools()?;
     packages(&NEEDS)?;
     if kernel {
         packages(&KERNEL_NEEDS)?;

@@ -11,6 +11,8 @@ mod listen;
 mod selection;
 mod serve;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

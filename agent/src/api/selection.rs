@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use sekisho_core::layout::{INGRESS, verdict};
 use sekisho_proto::{self as proto, AlertPeer, Kind, Name as _, Verdict};
 
-use crate::flow::{Body, FlowRecord, Identity, Moment, Owner, Record};
+use crate::flow::{Body, FlowRecord, Identity, Moment, Owner, Record, has_ports};
 
 /// A filter that makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,7 +94,7 @@ impl Selection {
         let (source, destination) = if record.flow.opened == INGRESS { (remote, local) } else { (local, remote) };
         any_or_empty(&self.verdicts, |verdict| *verdict == record.flow.verdict)
             && any_or_empty(&self.protocols, |protocol| *protocol == key.protocol)
-            && any_or_empty(&self.ports, |port| *port == key.local_port || *port == key.remote_port)
+            && any_or_empty(&self.ports, |port| has_ports(key.protocol) && (*port == key.local_port || *port == key.remote_port))
             && any_or_empty(&self.namespaces, |wanted| [local, remote].into_iter().flatten().any(|end| in_namespace(end, wanted)))
             && any_or_empty(&self.pods, |wanted| is_pod(local, wanted) || is_pod(remote, wanted))
             && any_or_empty(&self.from_pods, |wanted| is_pod(source, wanted))

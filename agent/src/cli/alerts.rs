@@ -33,9 +33,12 @@ pub(super) struct AlertsArgs {
 pub(super) fn run(socket: &Path, args: &AlertsArgs) -> Result<Exit, Failure> {
     let (all, last) = observe::history(args.last, args.follow, false);
     client::converse(async {
-        let mut client = client::connect(socket).await?;
         let request = AlertsRequest { last, all, follow: args.follow };
-        let records = client.alerts(request).await.map_err(|status| client::refused(&status))?.into_inner();
+        let records = client::answered(async {
+            let mut client = client::connect(socket).await?;
+            client.alerts(request).await.map_err(|status| client::refused(&status))
+        });
+        let records = records.await?.into_inner();
         observe::print(records, Printer::new(args.output)).await
     })
 }

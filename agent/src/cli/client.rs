@@ -4,12 +4,16 @@ use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use sekisho_proto::sekisho_client::SekishoClient;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::{Exit, Failure};
+
+/// How long an agent that is there may take to answer. Longer than it takes itself to say that it is too busy.
+pub(super) const PATIENCE: Duration = Duration::from_secs(8);
 
 /// Answers may be large: a status names every endpoint.
 const MAX_ANSWER: usize = 64 << 20;
@@ -28,6 +32,19 @@ pub(super) fn converse<T: Future<Output = Result<Exit, Failure>>>(conversation: 
             result = conversation => result,
             _ = tokio::signal::ctrl_c() => Ok(Exit::Done),
         }
+    })
+}
+
+/// Asks one question. An agent that is stopped or stuck keeps its socket open and says nothing.
+pub(super) async fn answered<T>(question: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    answered_within(PATIENCE, question).await
+}
+
+/// The same with less patience.
+pub(super) async fn answered_within<T>(patience: Duration, question: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::time::timeout(patience, question).await.unwrap_or_else(|_| {
+        let text = format!("the agent took the question and did not answer within {} s: it is stopped or stuck", patience.as_secs());
+        Err(Failure::new(Exit::NotReady, text))
     })
 }
 

@@ -45,9 +45,12 @@ impl ExplainArgs {
 
 pub(super) fn run(socket: &Path, args: &ExplainArgs) -> Result<Exit, Failure> {
     client::converse(async {
-        let mut client = client::connect(socket).await?;
         let request = args.request();
-        let answer = client.explain(request.clone()).await.map_err(|status| client::refused(&status))?.into_inner();
+        let answer = client::answered(async {
+            let mut client = client::connect(socket).await?;
+            client.explain(request.clone()).await.map_err(|status| client::refused(&status))
+        });
+        let answer = answer.await?.into_inner();
         let mut printer = Printer::new(args.output);
         printer.print(&answer, |answer, paint| render::explanation(&request, answer, paint))?;
         printer.flush()?;

@@ -17,6 +17,8 @@ mod observe;
 mod output;
 mod render;
 mod status;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::ffi::OsString;

@@ -1,6 +1,7 @@
 //! `sekisho mode`: shows or sets what happens to flows that no policy allows.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use sekisho_proto::{ModeRequest, ModeResponse};
@@ -8,6 +9,9 @@ use sekisho_proto::{ModeRequest, ModeResponse};
 use super::args::{Mode, PIN_DIR};
 use super::output::{OutputArgs, Printer};
 use super::{Exit, Failure, Machine, client};
+
+/// How long the kill switch waits for an agent before it does without.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 const EXAMPLES: &str = "Examples:
   sekisho mode             which mode is in force
@@ -30,7 +34,7 @@ pub(super) struct ModeArgs {
 
 pub(super) fn run(socket: &Path, args: &ModeArgs, machine: &dyn Machine) -> Result<Exit, Failure> {
     client::converse(async {
-        let answer = match (ask(socket, args.mode).await, args.mode) {
+        let answer = match (client::answered_within(PATIENCE, ask(socket, args.mode)).await, args.mode) {
             (Ok(answer), _) => answer,
             (Err(unanswered), Some(Mode::Observe)) if unanswered.exit != Exit::Usage => {
                 let epoch = machine.observe_on_pins(&args.pin_dir)?;

@@ -116,8 +116,11 @@ pub(super) fn history(last: Option<Last>, follow: bool, since: bool) -> (bool, O
 
 pub(super) fn run(socket: &Path, args: &ObserveArgs) -> Result<Exit, Failure> {
     client::converse(async {
-        let mut client = client::connect(socket).await?;
-        let records = client.flows(args.request()).await.map_err(|status| client::refused(&status))?.into_inner();
+        let records = client::answered(async {
+            let mut client = client::connect(socket).await?;
+            client.flows(args.request()).await.map_err(|status| client::refused(&status))
+        });
+        let records = records.await?.into_inner();
         print(records, Printer::new(args.output)).await
     })
 }

@@ -25,8 +25,11 @@ pub(super) struct StatusArgs {
 
 pub(super) fn run(socket: &Path, args: &StatusArgs) -> Result<Exit, Failure> {
     client::converse(async {
-        let mut client = client::connect(socket).await?;
-        let status = client.status(StatusRequest {}).await.map_err(|status| client::refused(&status))?.into_inner();
+        let status = client::answered(async {
+            let mut client = client::connect(socket).await?;
+            client.status(StatusRequest {}).await.map_err(|status| client::refused(&status))
+        });
+        let status = status.await?.into_inner();
         let mut printer = Printer::new(args.output);
         printer.print(&status, render::status)?;
         printer.flush()?;

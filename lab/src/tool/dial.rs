@@ -13,17 +13,19 @@ struct Options {
     count: u32,
     from: u16,
     timeout: Duration,
+    bind: Option<IpAddr>,
 }
 
 /// Whether `count` exchanges of `bytes` bytes each are answered in full.
 pub(super) fn main(protocol: &str, target: SocketAddr, words: &[&str]) -> Result<bool> {
-    let mut options = Options { bytes: 32, count: 1, from: 0, timeout: Duration::from_secs(1) };
+    let mut options = Options { bytes: 32, count: 1, from: 0, timeout: Duration::from_secs(1), bind: None };
     for pair in words.chunks(2) {
         match pair {
             ["--bytes", value] => options.bytes = number(value)?,
             ["--count", value] => options.count = number(value)?,
             ["--from", value] => options.from = number(value)?,
             ["--timeout", value] => options.timeout = Duration::from_millis(number(value)?),
+            ["--bind", value] => options.bind = Some(value.parse().context("not an address")?),
             _ => bail!("unknown option {pair:?}"),
         }
     }
@@ -40,7 +42,10 @@ pub(super) fn main(protocol: &str, target: SocketAddr, words: &[&str]) -> Result
 
 fn tcp(target: SocketAddr, options: &Options) -> Result<()> {
     for _ in 0..options.count {
-        let mut stream = TcpStream::connect_timeout(&target, options.timeout)?;
+        let mut stream = match options.bind {
+            None => TcpStream::connect_timeout(&target, options.timeout)?,
+            Some(from) => crate::sys::connect_from(from, target, u32::try_from(options.timeout.as_millis())?)?,
+        };
         stream.set_read_timeout(Some(options.timeout))?;
         let sent = vec![b'x'; options.bytes];
         let mut writer = stream.try_clone()?;

@@ -62,6 +62,10 @@ pub(super) fn main(protocol: &str, from: IpAddr, to: SocketAddr, count: u32, rat
     let domain = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let socket = sys::socket(domain, libc::SOCK_RAW, number).context("cannot open a raw socket")?;
     sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 8 << 20)?;
+    // Sources that are not ours are the point of some tests.
+    let (level, transparent) =
+        if to.is_ipv4() { (libc::IPPROTO_IP, libc::IP_TRANSPARENT) } else { (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT) };
+    sys::set_option(&socket, level, transparent, 1).context("cannot use any source")?;
     sys::bind(&socket, &SocketAddress::ip(from, 0)).context("cannot send from that address")?;
     let begin = Instant::now();
     let mut failed = 0u32;

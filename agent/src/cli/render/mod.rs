@@ -12,6 +12,8 @@ mod peer;
 mod siblings;
 mod status;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use sekisho_proto::record::Body;
 use sekisho_proto::{Kind, Name as _, Record, rfc3339};

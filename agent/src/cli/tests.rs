@@ -1,0 +1,250 @@
+//! Arguments, values and exit codes.
+
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory as _, Parser as _};
+use sekisho_proto::{Kind, Verdict};
+
+use super::args::{Cli, Command};
+use super::values::{self, Last};
+use super::*;
+
+fn words(line: &str) -> Vec<OsString> {
+    std::iter::once("sekisho").chain(line.split_whitespace()).map(OsString::from).collect()
+}
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(words(line))
+}
+
+/// What an error says, and the exit code that clap gives it.
+fn refused(line: &str) -> String {
+    let error = parse(line).expect_err(line);
+    assert_eq!(error.exit_code(), 2, "{line}");
+    error.to_string()
+}
+
+fn agent(line: &str) -> AgentArgs {
+    match parse(line).expect(line).command {
+        Command::Agent(args) => *args,
+        other => panic!("not an agent: {other:?}"),
+    }
+}
+
+fn observed(line: &str) -> sekisho_proto::FlowsRequest {
+    match parse(line).expect(line).command {
+        Command::Observe(args) => args.request(),
+        other => panic!("not observe: {other:?}"),
+    }
+}
+
+/// Notes what it is told.
+#[derive(Default)]
+struct Notes {
+    agent: RefCell<Option<AgentArgs>>,
+    pins: RefCell<Vec<PathBuf>>,
+    in_use: bool,
+}
+
+impl Machine for Notes {
+    fn agent(&self, args: &AgentArgs) -> ExitCode {
+        *self.agent.borrow_mut() = Some(args.clone());
+        ExitCode::SUCCESS
+    }
+
+    fn detach(&self, pin_dir: &Path) -> Result<Vec<String>, Failure> {
+        if self.in_use {
+            return Err(Failure::new(Exit::CannotRun, "an agent runs on these pins"));
+        }
+        self.pins.borrow_mut().push(pin_dir.to_owned());
+        Ok(Vec::new())
+    }
+
+    fn observe_on_pins(&self, pin_dir: &Path) -> Result<u32, Failure> {
+        self.pins.borrow_mut().push(pin_dir.to_owned());
+        Ok(5)
+    }
+}
+
+fn exit(line: &str, machine: &Notes) -> String {
+    format!("{:?}", run(words(line), machine))
+}
+
+fn code(exit: Exit) -> String {
+    format!("{:?}", ExitCode::from(exit))
+}
+
+#[test]
+fn the_definition_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn the_agent_as_in_the_contract() {
+    let line = "agent --manifests /tmp --node-name n1 --socket /s --pin-dir /p --listen 127.0.0.1:99 --jsonl - --mode audit \
+                --tc-backend clsact --memory-budget 64M --detach-on-exit --log-format json";
+    let args = agent(line);
+    assert_eq!(args.manifests.as_deref(), Some(Path::new("/tmp")));
+    assert_eq!((args.node_name.as_str(), args.mode, args.tc_backend, args.log_format), ("n1", Mode::Audit, TcBackend::Clsact, LogFormat::Json));
+    assert_eq!(args.listen, Some(SocketAddr::from(([127, 0, 0, 1], 99))));
+    assert_eq!((args.jsonl.as_deref(), args.pin_dir.as_path()), (Some(Path::new("-")), Path::new("/p")));
+    assert_eq!((args.memory_budget, args.detach_on_exit), (64_000_000, true));
+}
+
+#[test]
+fn the_agent_has_defaults() {
+    let args = agent("agent --manifests /tmp --node-name n1");
+    assert_eq!((args.mode, args.tc_backend, args.log_format), (Mode::Enforce, TcBackend::Auto, LogFormat::Text));
+    assert_eq!(args.pin_dir, Path::new("/sys/fs/bpf/sekisho"));
+    assert_eq!(args.update_interval, Duration::from_secs(30));
+    assert!(!args.detach_on_exit && args.jsonl.is_none() && args.listen.is_none());
+    let alone = agent("agent");
+    assert_eq!(alone.mode, Mode::Observe, "without manifests nothing is enforced");
+    assert!(!alone.node_name.is_empty());
+}
+
+#[test]
+fn the_agent_refuses_in_sentences() {
+    assert!(refused("agent --manifests /nowhere/at/all --node-name n").contains("cannot be read"));
+    assert!(refused("agent --manifests /proc/version --node-name n").contains("not a folder"));
+    assert!(refused("agent --manifests /tmp").contains("--node-name"));
+    assert!(refused("agent --listen 0.0.0.0:1").contains("not a loopback address"));
+    assert!(refused("agent --listen 10.0.0.1:1").contains("not a loopback address"));
+    assert!(refused("agent --listen here").contains("127.0.0.1:4317"));
+    assert!(refused("agent --mode maybe").contains("observe, audit, enforce"));
+    assert!(refused("agent --memory-budget lots").contains("256Mi"));
+}
+
+#[test]
+fn the_socket_goes_before_or_after_the_command_and_reaches_the_agent() {
+    for line in ["--socket /a status", "status --socket /a"] {
+        assert_eq!(parse(line).expect(line).socket, Path::new("/a"));
+    }
+    assert_eq!(parse("status").expect("good").socket, Path::new("/run/sekisho/sekisho.sock"));
+    let notes = Notes::default();
+    exit("agent --socket /b", &notes);
+    assert_eq!(notes.agent.borrow().as_ref().expect("run").socket, Path::new("/b"));
+}
+
+#[test]
+fn observe_asks_for_a_little_of_the_past_or_for_what_comes() {
+    let request = observed("observe");
+    assert_eq!((request.last, request.all, request.follow), (Some(20), false, false));
+    let request = observed("observe --follow");
+    assert_eq!((request.last, request.all, request.follow), (None, false, true));
+    let request = observed("observe -f --last 5");
+    assert_eq!((request.last, request.all, request.follow), (Some(5), false, true));
+    let request = observed("observe --last all --follow");
+    assert_eq!((request.last, request.all, request.follow), (None, true, true));
+    let request = observed("observe --since 2026-11-21T12:00:00Z");
+    assert_eq!((request.last, request.all), (None, true));
+    assert_eq!(request.since.expect("a time").seconds, 1_795_262_400);
+}
+
+#[test]
+fn observe_carries_every_filter() {
+    let line = "observe --verdict denied,audit --namespace shop --pod shop/web --from-pod a/b --to-pod c --ip 10.0.0.0/8 --ip ::1 \
+                --port 80,443 --protocol tcp --kind start --kind alert";
+    let filter = observed(line).filter.expect("a filter");
+    assert_eq!(filter.verdicts, [Verdict::Denied as i32, Verdict::Audit as i32]);
+    assert_eq!(filter.kinds, [Kind::Start as i32, Kind::Alert as i32]);
+    assert_eq!((filter.namespaces, filter.pods), (vec!["shop".to_owned()], vec!["shop/web".to_owned()]));
+    assert_eq!((filter.from_pods, filter.to_pods), (vec!["a/b".to_owned()], vec!["default/c".to_owned()]));
+    assert_eq!((filter.ips.len(), filter.ports, filter.protocols), (2, vec![80, 443], vec!["tcp".to_owned()]));
+}
+
+#[test]
+fn observe_refuses_in_sentences() {
+    assert!(refused("observe --verdict dropped").contains("allowed, denied, audit"));
+    assert!(refused("observe --kind flow").contains("start, update, end, alert, ledger, policy, coverage, summarised"));
+    assert!(refused("observe --last many").contains("or `all`"));
+    assert!(refused("observe --since yesterday").contains("how long ago"));
+    assert!(refused("observe --ip 10.0.0.0/33").contains("CIDR"));
+    assert!(refused("observe --pod a/b/c").contains("NAMESPACE/POD"));
+    assert!(refused("observe --protocol http").contains("ICMPv6"));
+    assert!(refused("observe --port 70000").contains("70000"));
+    assert!(refused("observe --output xml").contains("compact, json, dict"));
+}
+
+#[test]
+fn explain_takes_pods_addresses_and_ports() {
+    let request = |line: &str| match parse(line).expect(line).command {
+        Command::Explain(args) => args.request(),
+        other => panic!("not explain: {other:?}"),
+    };
+    let asked = request("explain --from shop/web --to 10.0.0.1 --port 53/udp");
+    assert_eq!((asked.from.as_str(), asked.to.as_str(), asked.port, asked.protocol.as_str()), ("shop/web", "10.0.0.1", 53, "UDP"));
+    let asked = request("explain --from fd00::1 --to shop/db --port 80");
+    assert_eq!((asked.port, asked.protocol.as_str()), (80, "TCP"));
+    assert!(refused("explain --from web --to shop/db --port 80").contains("NAMESPACE/POD or an address"));
+    assert!(refused("explain --from a/b --to c/d --port http").contains("`http` is a name"));
+    assert!(refused("explain --from a/b --to c/d --port 80/HTTP").contains("PORT/TCP"));
+    assert!(refused("explain --from a/b --to c/d --port 0").contains("port 0"));
+    assert!(refused("explain --from a/b --to c/d").contains("--port"));
+}
+
+#[test]
+fn values() {
+    assert_eq!(values::size("64M"), Ok(64_000_000));
+    assert_eq!(values::size("256Mi"), Ok(256 << 20));
+    assert_eq!(values::size("1GiB"), Ok(1 << 30));
+    assert_eq!(values::size("4096"), Ok(4096));
+    for wrong in ["", "M", "0", "1T5", "-1", "99999999999999999999", "20000000000Gi"] {
+        assert!(values::size(wrong).is_err(), "{wrong}");
+    }
+    assert_eq!(values::duration("1h30m"), Ok(Duration::from_secs(5400)));
+    assert_eq!(values::duration("500ms"), Ok(Duration::from_millis(500)));
+    for wrong in ["", "5", "m", "5x", "0s", "5m 3s", "1é"] {
+        assert!(values::duration(wrong).is_err(), "{wrong}");
+    }
+    assert_eq!(values::since("2026-11-21T13:00:00.5+01:00").map(|time| (time.seconds, time.nanos)), Ok((1_795_262_400, 500_000_000)));
+    assert!(values::since("2026-11-21").is_err() && values::since("2026-11-21T12:00:00").is_err());
+    assert_eq!(values::last("ALL"), Ok(Last::All));
+    assert_eq!(values::last("7"), Ok(Last::Count(7)));
+    assert!(values::last("-1").is_err());
+}
+
+#[test]
+fn exits() {
+    let notes = Notes::default();
+    assert_eq!(exit("--help", &notes), code(Exit::Done));
+    assert_eq!(exit("--version", &notes), code(Exit::Done));
+    assert_eq!(exit("", &notes), code(Exit::Usage));
+    assert_eq!(exit("fly", &notes), code(Exit::Usage));
+    assert_eq!(exit("status --socket /nowhere/sekisho.sock", &notes), code(Exit::NotReady));
+    assert_eq!(exit("observe --socket /nowhere/sekisho.sock", &notes), code(Exit::NotReady));
+    assert_eq!(exit("mode enforce --socket /nowhere/sekisho.sock", &notes), code(Exit::NotReady));
+    assert!(notes.pins.borrow().is_empty());
+}
+
+#[test]
+fn the_kill_switch_works_on_the_pins_when_no_agent_answers() {
+    let notes = Notes::default();
+    assert_eq!(exit("mode observe --socket /nowhere/sekisho.sock --pin-dir /pins", &notes), code(Exit::Done));
+    assert_eq!(*notes.pins.borrow(), [PathBuf::from("/pins")]);
+}
+
+#[test]
+fn detach_of_nothing_is_done_and_of_a_running_agent_refused() {
+    let notes = Notes::default();
+    assert_eq!(exit("detach", &notes), code(Exit::Done));
+    assert_eq!(*notes.pins.borrow(), [PathBuf::from("/sys/fs/bpf/sekisho")]);
+    assert_eq!(exit("detach", &Notes { in_use: true, ..Notes::default() }), code(Exit::CannotRun));
+}
+
+#[test]
+fn completion_for_every_shell_and_man_pages_for_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        assert!(parse(&format!("completion {shell}")).is_ok(), "{shell}");
+    }
+    let dir = std::env::temp_dir().join(format!("sekisho-man-{}", std::process::id()));
+    assert_eq!(exit(&format!("man --dir {}", dir.display()), &Notes::default()), code(Exit::Done));
+    let page = std::fs::read_to_string(dir.join("sekisho-observe.1")).expect("a page");
+    assert!(page.contains("\\-\\-follow") && dir.join("sekisho.1").exists());
+    std::fs::remove_dir_all(dir).expect("removed");
+}

@@ -1,0 +1,78 @@
+//! The agent proves its own coverage: what hides packets from it, or takes its programs away, is noticed
+//! within seconds, said, and where possible mended. Needs root and TCX (Linux 6.6).
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use sekisho_lab::{Agent, Lab, PodSpec, ShortCut};
+use serde_json::{Value, json};
+
+fn endpoint<'a>(status: &'a Value, name: &str) -> Option<&'a Value> {
+    status["endpoints"].as_array()?.iter().find(|endpoint| endpoint["pod"]["name"] == name)
+}
+
+/// The lab's short cut is one: without an agent it carries connections past the veth.
+#[test]
+fn a_short_cut_hides_packets() -> Result<()> {
+    let lab = Lab::new("coverage-lab")?;
+    let server = lab.pod(PodSpec::new("shop", "server"))?;
+    let _serving = server.serve("tcp", 80)?;
+    let interface = server.interface().expect("it has a veth").to_owned();
+    let _short_cut = ShortCut::into_pod(&lab, &server)?;
+    let sniffer = sekisho_lab::Sniffer::start(lab.node().netns(), &interface)?;
+    ensure!(lab.outside().reaches("tcp", server.v4(), 80)?, "the short cut leads into the pod");
+    let counts = sniffer.stop()?;
+    let to = sekisho_lab::sum(&counts, |flow| flow.destination.0 == server.v4() && flow.protocol == 6);
+    let from = sekisho_lab::sum(&counts, |flow| flow.source.0 == server.v4() && flow.protocol == 6);
+    ensure!(to.packets == 0 && from.packets > 0, "only replies are seen: {to:?} and {from:?}");
+    Ok(())
+}
+
+#[test]
+fn blindness_is_detected_and_said() -> Result<()> {
+    let lab = Lab::new("coverage-blind")?;
+    let server = lab.pod(PodSpec::new("shop", "server"))?;
+    let _serving = server.serve("tcp", 80)?;
+    lab.policy("shop", "server", &json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": 80}]}]}))?;
+    let agent = Agent::start(&lab, &[])?;
+    let _short_cut = ShortCut::into_pod(&lab, &server)?;
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(2) {
+        // What comes of it is the next question; that it is noticed is this one.
+        let _either = lab.outside().reaches("tcp", server.v4(), 80)?;
+    }
+    agent.until_status("the endpoint is said to be one-way, or is judged at its control group", Duration::from_secs(4), |status| {
+        endpoint(status, "server").is_some_and(|endpoint| endpoint["coverage"] == "one_way" || endpoint["attach"] == "cgroup")
+    })?;
+    let record = agent.record("a coverage record", Duration::from_secs(5), |record| record["kind"] == "coverage")?;
+    ensure!(record.to_string().contains("server"), "{record:#}");
+    // Judged where the packets are: the port that is allowed answers, the one that is not is silent.
+    agent.until_status("judged at its control group", Duration::from_secs(5), |status| {
+        endpoint(status, "server").is_some_and(|endpoint| endpoint["attach"] == "cgroup")
+    })?;
+    let _closed = server.serve("tcp", 81)?;
+    ensure!(lab.outside().reaches("tcp", server.v4(), 80)?, "allowed at the control group");
+    ensure!(!lab.outside().reaches("tcp", server.v4(), 81)?, "denied at the control group");
+    Ok(())
+}
+
+/// Somebody removes our qdisc: it is back within seconds.
+#[test]
+fn a_removed_program_comes_back() -> Result<()> {
+    let lab = Lab::new("coverage-removed")?;
+    let server = lab.pod(PodSpec::new("shop", "server"))?;
+    let stranger = lab.pod(PodSpec::new("shop", "stranger"))?;
+    let _serving = server.serve("tcp", 80)?;
+    lab.policy("shop", "server", &json!({"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"]}))?;
+    let agent = Agent::start(&lab, &["--tc-backend", "clsact"])?;
+    ensure!(!stranger.reaches("tcp", server.v4(), 80)?);
+    let removed = lab.node().run("tc", &["qdisc", "del", "dev", server.interface().expect("it has a veth"), "clsact"])?;
+    ensure!(removed.success(), "{removed:?}");
+    let begin = Instant::now();
+    while stranger.reaches("tcp", server.v4(), 80)? {
+        ensure!(begin.elapsed() < Duration::from_secs(8), "still unguarded after {:?}", begin.elapsed());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    agent.record("a coverage record", Duration::from_secs(5), |record| record["kind"] == "coverage")?;
+    Ok(())
+}
