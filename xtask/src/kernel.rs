@@ -23,9 +23,9 @@ use crate::workspace::{build_agent, build_lab, cache_dir, cargo, output, say};
 use debian::Kernel;
 use initramfs::Initramfs;
 
-/// The test programs that fit one small machine, in this order: does the lab itself work there, does the
-/// verifier take the programs and do they judge packet by packet, and then bar 2 over real interfaces.
-const JOURNEYS: [&str; 2] = ["programs", "lab"];
+/// The test programs that fit one small machine, in this order: does the verifier take the programs
+/// and do they judge packet by packet, does the lab itself work there, and then everything over real interfaces.
+const JOURNEYS: [&str; 3] = ["programs", "lab", "verdicts"];
 /// Modules that a node needs and that a cloud kernel does not have built in. What they need comes along.
 const MODULES: [&str; 6] = ["veth", "bridge", "sch_ingress", "cls_bpf", "sctp", "8021q"];
 /// A hung machine is switched off; a slow one fails, since it could not be a part of every build.
