@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use sekisho_core::layout::{INGRESS, verdict};
 use sekisho_proto::{self as proto, AlertPeer, Kind, Name as _, Verdict};
 
-use crate::flow::{Body, FlowRecord, Identity, Moment, Owner, Record, has_ports};
+use crate::flow::{self, Body, FlowRecord, Identity, Moment, Owner, Record, has_ports};
 
 /// A filter that makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +55,9 @@ impl Selection {
     /// Checks a filter.
     pub fn new(filter: &proto::Filter) -> Result<Self, FilterError> {
         Ok(Self {
-            kinds: each(&filter.kinds, |kind| Kind::try_from(*kind).ok().filter(|kind| kind.name().is_some()).ok_or(FilterError::Unknown(*kind)))?,
+            kinds: each(&filter.kinds, |kind| {
+                Kind::try_from(*kind).ok().filter(|kind| kind.name().is_some()).ok_or(FilterError::Unknown(*kind))
+            })?,
             verdicts: each(&filter.verdicts, |verdict| verdict_number(*verdict))?,
             namespaces: filter.namespaces.clone(),
             pods: each(&filter.pods, |pod| pod_name(pod))?,
@@ -68,7 +70,7 @@ impl Selection {
     }
 
     /// The filter as the book takes it; `None` where everything passes.
-    pub fn filter(self) -> Option<Arc<dyn Fn(&Record) -> bool + Send + Sync>> {
+    pub fn filter(self) -> Option<flow::Filter> {
         if self == Self::default() { None } else { Some(Arc::new(move |record| self.passes(record))) }
     }
 
@@ -117,9 +119,7 @@ impl Selection {
             && any_or_empty(&self.from_pods, |wanted| source.iter().any(|peer| is_peer(peer, wanted)))
             && any_or_empty(&self.to_pods, |wanted| targets.iter().any(|peer| is_peer(peer, wanted)))
             && any_or_empty(&self.networks, |network| either(&|peer| peer_in(peer, network)))
-            && any_or_empty(&self.ports, |port| {
-                ports.contains(&u32::from(*port)) || either(&|peer| peer.port == Some(u32::from(*port)))
-            })
+            && any_or_empty(&self.ports, |port| ports.contains(&u32::from(*port)) || either(&|peer| peer.port == Some(u32::from(*port))))
     }
 
     fn passes_pod(&self, pod: Option<&proto::Pod>) -> bool {

@@ -43,8 +43,7 @@ pub async fn serve(mut listeners: Listeners, agent: Arc<dyn Agent>, stopped: wat
     });
     let tcp = listeners.tcp.take().map(|tcp| {
         let incoming = TcpIncoming::from(tcp).with_nodelay(Some(true));
-        router(&agent, Reach::Loopback, reporter.clone())
-            .map(|router| router.serve_with_incoming_shutdown(incoming, stop(stopped.clone())))
+        router(&agent, Reach::Loopback, reporter.clone()).map(|router| router.serve_with_incoming_shutdown(incoming, stop(stopped.clone())))
     });
     let (unix, tcp) = (unix.transpose()?, tcp.transpose()?);
     let all = async {

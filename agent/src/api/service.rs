@@ -117,7 +117,7 @@ impl Sekisho for Service {
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        self.ask(|agent| agent.status()).await
+        self.ask(Agent::status).await
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {

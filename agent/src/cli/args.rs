@@ -112,7 +112,13 @@ pub struct AgentArgs {
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub jsonl_keep: u32,
     /// What to do with a flow that no policy allows [default: enforce with --manifests, observe without]
-    #[arg(long, value_enum, default_value = "observe", default_value_if("manifests", ArgPredicate::IsPresent, "enforce"), hide_default_value = true)]
+    #[arg(
+        long,
+        value_enum,
+        default_value = "observe",
+        default_value_if("manifests", ArgPredicate::IsPresent, "enforce"),
+        hide_default_value = true
+    )]
     pub mode: Mode,
     /// How to attach to a pod's interface
     #[arg(long, value_enum, default_value_t = TcBackend::Auto)]

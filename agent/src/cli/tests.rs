@@ -90,7 +90,10 @@ fn the_agent_as_in_the_contract() {
                 --tc-backend clsact --memory-budget 64M --detach-on-exit --log-format json";
     let args = agent(line);
     assert_eq!(args.manifests.as_deref(), Some(Path::new("/tmp")));
-    assert_eq!((args.node_name.as_str(), args.mode, args.tc_backend, args.log_format), ("n1", Mode::Audit, TcBackend::Clsact, LogFormat::Json));
+    assert_eq!(
+        (args.node_name.as_str(), args.mode, args.tc_backend, args.log_format),
+        ("n1", Mode::Audit, TcBackend::Clsact, LogFormat::Json)
+    );
     assert_eq!(args.listen, Some(SocketAddr::from(([127, 0, 0, 1], 99))));
     assert_eq!((args.jsonl.as_deref(), args.pin_dir.as_path()), (Some(Path::new("-")), Path::new("/p")));
     assert_eq!((args.memory_budget, args.detach_on_exit), (64_000_000, true));

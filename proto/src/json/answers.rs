@@ -1,12 +1,12 @@
 //! What the agent answers when it is asked: status, explanation, mode. Lists are always there, empty or not.
 
-use super::object::{Message, Object, write_string};
+use super::object::{Message, Object};
 use crate::{Decision, EndpointStatus, ExplainResponse, MapStatus, Mismatch, ModeResponse, PolicyStatus, Reason, StatusResponse, Verdict};
 
 impl Message for StatusResponse {
     fn fields(&self, object: &mut Object<'_>) {
         object.flag("ready", self.ready);
-        object.list("unready", &self.unready, write_string);
+        object.every_text("unready", &self.unready);
         object.text("node", &self.node);
         object.text("run", &self.run);
         object.text("mode", &self.mode);
@@ -20,7 +20,7 @@ impl Message for StatusResponse {
         object.every_message("endpoints", &self.endpoints);
         object.every_message("maps", &self.maps);
         object.message("ledger", self.ledger.as_ref());
-        object.list("refused", &self.refused, write_string);
+        object.every_text("refused", &self.refused);
         object.message("policy", self.policy.as_ref());
         object.counts("counters", &self.counters);
     }

@@ -110,8 +110,13 @@ impl Object<'_> {
     /// Absent where empty.
     pub(super) fn texts(&mut self, key: &str, values: &[String]) {
         if !values.is_empty() {
-            self.list(key, values, |out, value| write_text(out, value));
+            self.every_text(key, values);
         }
+    }
+
+    /// Always there, an empty list included.
+    pub(super) fn every_text(&mut self, key: &str, values: &[String]) {
+        self.list(key, values, |out, value| write_text(out, value));
     }
 
     /// Absent where empty.
@@ -172,10 +177,6 @@ impl Object<'_> {
         write_text(self.out, key);
         self.out.push(b':');
     }
-}
-
-pub(super) fn write_string(out: &mut Vec<u8>, value: &String) {
-    write_text(out, value);
 }
 
 fn write_text(out: &mut Vec<u8>, value: &str) {

@@ -3,9 +3,9 @@
 use super::object::{Message, Object};
 use crate::record::Body;
 use crate::{
-    Alert, AlertPeer, Counts, Coverage, Delta, Direction, EndReason, Evidence, Flow, Icmp, Kind, Ledger, Mismatch, Peer, Pod,
-    PolicyChange, PolicyRef, PolicyRule, PreviousRun, Process, Reason, Record, ServiceRef, Summary, Tcp, TcpFlags, Translated,
-    Verdict, Workload, Zone, ledger,
+    Alert, AlertPeer, Counts, Coverage, Delta, Direction, EndReason, Evidence, Flow, Icmp, Kind, Ledger, Mismatch, Peer, Pod, PolicyChange,
+    PolicyRef, PolicyRule, PreviousRun, Process, Reason, Record, ServiceRef, Summary, Tcp, TcpFlags, Translated, Verdict, Workload, Zone,
+    ledger,
 };
 
 impl Message for Record {

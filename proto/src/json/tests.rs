@@ -190,7 +190,10 @@ fn the_other_siblings() {
 
     let change = PolicyChange { action: "applied".into(), epoch: 2, mode: Some("enforce".into()), error: None, policies: 0 };
     let line = to_json_line(&header(Kind::Policy, Body::PolicyChange(change)));
-    assert!(line.starts_with(r#"{"kind":"policy","#) && line.ends_with(r#""action":"applied","epoch":2,"mode":"enforce","policies":0}"#), "{line}");
+    assert!(
+        line.starts_with(r#"{"kind":"policy","#) && line.ends_with(r#""action":"applied","epoch":2,"mode":"enforce","policies":0}"#),
+        "{line}"
+    );
 
     let line = to_json_line(&header(Kind::Summarised, Body::Summary(Summary { pod: None, flows: 12 })));
     assert!(line.starts_with(r#"{"kind":"summarised","#) && line.ends_with(r#""flows":12}"#), "{line}");

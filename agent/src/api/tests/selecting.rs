@@ -33,7 +33,8 @@ fn a_filter_on_flows_leaves_other_records_out() {
 
 #[test]
 fn other_records_pass_where_their_kind_is_asked_for() {
-    let filter = Filter { kinds: vec![Kind::Start as i32, Kind::Ledger as i32], verdicts: vec![Verdict::Denied as i32], ..Filter::default() };
+    let filter =
+        Filter { kinds: vec![Kind::Start as i32, Kind::Ledger as i32], verdicts: vec![Verdict::Denied as i32], ..Filter::default() };
     assert!(passes(&filter, body(denied())));
     assert!(!passes(&filter, body(flow())));
     assert!(passes(&filter, ledger()));

@@ -16,7 +16,7 @@ pub(super) fn line(alert: &Alert, paint: Paint) -> String {
         let names: Vec<String> = alert.targets.iter().map(peer::alert_peer).collect();
         parts.push(format!("to {}", some(&names, alert.target_count as usize)));
     }
-    parts.extend(alert.evidence.as_ref().and_then(evidence));
+    parts.extend(alert.evidence.as_ref().and_then(found));
     parts.extend(alert.process.as_ref().map(|process| format!("by {}", peer::process(process))));
     if !alert.attack.is_empty() {
         parts.push(format!("ATT&CK {}", alert.attack.join(",")));
@@ -27,7 +27,7 @@ pub(super) fn line(alert: &Alert, paint: Paint) -> String {
     parts.join(" ")
 }
 
-fn evidence(evidence: &Evidence) -> Option<String> {
+fn found(evidence: &Evidence) -> Option<String> {
     if let Some(claimed) = &evidence.claimed_ip {
         let owner = evidence.claimed_owner.as_ref().map(|owner| format!(" of {}", peer::alert_peer(owner))).unwrap_or_default();
         return Some(format!("claims {claimed}{owner}"));
@@ -41,8 +41,8 @@ fn evidence(evidence: &Evidence) -> Option<String> {
 }
 
 fn some(names: &[String], total: usize) -> String {
-    let named = names.len().min(NAMED);
-    let more = total.max(names.len()) - named;
+    let shown = names.len().min(NAMED);
+    let more = total.max(names.len()) - shown;
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{rest}", names[..named].join(","))
+    format!("{}{rest}", names[..shown].join(","))
 }

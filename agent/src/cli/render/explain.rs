@@ -12,10 +12,7 @@ pub(in crate::cli) fn explanation(asked: &ExplainRequest, answer: &ExplainRespon
     let from = answer.source.as_ref().map_or_else(|| asked.from.clone(), named);
     let to = answer.destination.as_ref().map_or_else(|| asked.to.clone(), named);
     let head = format!("{} {from} -> {to} {port} (mode {})", paint.verdict(answer.verdict, &verdict), answer.mode);
-    let ends = [
-        end("egress", &from, answer.egress.as_ref(), paint),
-        end("ingress", &to, answer.ingress.as_ref(), paint),
-    ];
+    let ends = [end("egress", &from, answer.egress.as_ref(), paint), end("ingress", &to, answer.ingress.as_ref(), paint)];
     std::iter::once(head).chain(ends).collect::<Vec<_>>().join("\n")
 }
 
@@ -29,13 +26,7 @@ fn end(direction: &str, name: &str, decision: Option<&Decision>, paint: Paint) -
         return format!("  {direction:<7} {name}: not judged here, no pod of this node");
     };
     let verdict = Verdict::name_of(decision.verdict).unwrap_or("unjudged");
-    let reason = because(
-        decision.reason,
-        decision.policy.as_ref(),
-        &decision.isolated_by,
-        decision.nearest.as_ref(),
-        &decision.mismatch,
-    );
+    let reason = because(decision.reason, decision.policy.as_ref(), &decision.isolated_by, decision.nearest.as_ref(), &decision.mismatch);
     let reason = match reason {
         Some(reason) => format!(" [{reason}]"),
         None if decision.isolated => String::new(),

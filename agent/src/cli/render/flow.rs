@@ -10,13 +10,8 @@ pub(super) fn line(flow: &Flow, kind: &str, paint: Paint) -> String {
     let verdict = Verdict::name_of(flow.verdict).unwrap_or("unjudged").to_uppercase();
     let direction = Direction::name_of(flow.direction).unwrap_or("unknown");
     let ends = format!("{} -> {}", end(flow.source.as_ref()), end(flow.destination.as_ref()));
-    let mut parts = vec![
-        format!("{kind:<6}"),
-        paint.verdict(flow.verdict, &format!("{verdict:<7}")),
-        format!("{direction:<7}"),
-        ends,
-        protocol(flow),
-    ];
+    let mut parts =
+        vec![format!("{kind:<6}"), paint.verdict(flow.verdict, &format!("{verdict:<7}")), format!("{direction:<7}"), ends, protocol(flow)];
     parts.extend(why(flow).map(|why| paint.verdict(flow.verdict, &why)));
     parts.extend(flow.process.as_ref().map(|process| format!("by {}", peer::process(process))));
     parts.extend(flow.listener.as_ref().map(|listener| format!("to {}", peer::process(listener))));

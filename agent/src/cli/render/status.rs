@@ -60,7 +60,7 @@ fn endpoints(endpoints: &[EndpointStatus], paint: Paint) -> Vec<String> {
             *line = paint.bad(line);
         }
         if let Some(message) = &endpoint.message {
-            line.push_str(&format!("\n  {message}"));
+            *line = format!("{line}\n  {message}");
         }
     }
     lines

@@ -140,7 +140,8 @@ fn an_alert_names_source_targets_ports_and_technique() {
 
 #[test]
 fn siblings_have_their_line() {
-    let sink = ledger::Sink { name: "jsonl".into(), made: 9, delivered: 7, lost: BTreeMap::from([("slow".to_owned(), 2)]), ..Default::default() };
+    let sink =
+        ledger::Sink { name: "jsonl".into(), made: 9, delivered: 7, lost: BTreeMap::from([("slow".to_owned(), 2)]), ..Default::default() };
     let kernel = ledger::Kernel { created: 3, start_sent: 3, ..Default::default() };
     let ledger = Ledger { kernel: Some(kernel), flows: None, sinks: vec![sink] };
     assert_eq!(
@@ -180,7 +181,9 @@ fn a_status_is_a_page() {
         ..StatusResponse::default()
     };
     let text = super::status(&status, PLAIN);
-    for expected in ["Ready    no", "shop/web has no interface yet", "no process yet", "RULES  1        4        25%   1.0 KiB", "bad.yaml: document 2"] {
+    for expected in
+        ["Ready    no", "shop/web has no interface yet", "no process yet", "RULES  1        4        25%   1.0 KiB", "bad.yaml: document 2"]
+    {
         assert!(text.contains(expected), "{expected} is missing in\n{text}");
     }
 }
