@@ -1,1 +1,20 @@
-//! (being built)
+//! Detections: contacts in, alerts out. What no NetworkPolicy can see.
+//!
+//! Nouns. A *contact* is one attempt of a source to reach a target at a port and what came of it; it *failed* if it was
+//! refused, denied or stayed silent. A *source* is a workload, never an address, or an address that no workload has. A *kind* is a row of data and
+//! one small function. An *incident* is everything that one alert is about, from its opening until it was quiet for long; its id stays.
+//!
+//! The node that hosts the source decides; a target's node only where the source is outside, a node, or a pod of its own, whose contacts
+//! are a set, so that both ends may tell the same. Everything runs on packet time. No tokio, no aya, no I/O.
+
+mod contact;
+mod engine;
+mod incident;
+mod keyed;
+mod kinds;
+mod ulid;
+mod window;
+mod witness;
+
+pub use contact::{Contact, Outcome, Party};
+pub use engine::Detector;

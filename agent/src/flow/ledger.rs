@@ -103,9 +103,10 @@ impl FlowTally {
         self.adopt(id, start_ns);
     }
 
-    pub(super) fn end_sweep(&mut self, sweeps: u64) {
+    /// `missed` flows are open here, were not met, and are given another sweep.
+    pub(super) fn end_sweep(&mut self, sweeps: u64, missed: u64) {
         // What was created before the sweep and is neither met in it nor ended by now is gone. Flows that came meanwhile only make this too small.
-        let missing = (self.adopted + self.before).saturating_sub(self.ended + self.met);
+        let missing = (self.adopted + self.before).saturating_sub(self.ended + self.met + missed);
         self.evicted_unseen = self.evicted_unseen.max(missing);
         if sweeps >= ADOPTING_SWEEPS {
             self.adopting = None;

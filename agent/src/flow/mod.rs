@@ -34,3 +34,12 @@ pub use number::{BootSeed, NumberHasher, NumberMap};
 pub use project::{Header, flow_id_text, mac_text, pod, policy_ref, policy_rule, process, project, protocol_name, timestamp};
 pub use record::{Body, Explanation, FlowRecord, Identity, Moment, Owner, ProcessInfo, Record};
 pub use sweep::{Sweep, Table};
+
+#[cfg(test)]
+mod book_tests;
+#[cfg(test)]
+mod engine_tests;
+#[cfg(test)]
+mod journal_tests;
+#[cfg(test)]
+pub(crate) mod testing;

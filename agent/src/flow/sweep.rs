@@ -148,7 +148,8 @@ impl Engine {
             };
             self.vanish(reason, &open, context);
         }
-        self.tally.end_sweep(sweeps);
+        let missed = self.open.values().filter(|open| open.seen < sweeps).count();
+        self.tally.end_sweep(sweeps, missed as u64);
     }
 
     /// Ends what is open. After this, a sweep ends what was never open here: see [`on_swept`](Self::on_swept).

@@ -1,0 +1,76 @@
+//! What one key has done lately: an exact set of at most 64 members, each with the time it was last met and last failed.
+
+use std::sync::Arc;
+
+use super::contact::Contact;
+use crate::flow::Owner;
+
+/// Members that a window tells apart. Every threshold lies below; an alert that is open counts on by itself.
+const MEMBERS: usize = 64;
+
+/// What a window tells apart: a port for vertical scans, a host for horizontal ones.
+pub(super) struct Member<T> {
+    pub(super) id: T,
+    /// Last met.
+    pub(super) met_ns: u64,
+    /// Last failed; 0 = never.
+    pub(super) failed_ns: u64,
+    /// The last contact that failed, else the last one.
+    pub(super) contact: Arc<Contact>,
+}
+
+/// See the module.
+pub(super) struct Window<T> {
+    members: Vec<Member<T>>,
+}
+
+impl<T: Eq> Window<T> {
+    pub(super) fn new() -> Self {
+        Self { members: Vec::new() }
+    }
+
+    /// Notes a contact with a member. Telling the same contact twice changes nothing.
+    pub(super) fn note(&mut self, id: T, contact: &Contact) {
+        let failed = contact.outcome.failed();
+        if let Some(member) = self.members.iter_mut().find(|m| m.id == id) {
+            member.met_ns = member.met_ns.max(contact.time_ns);
+            if failed && contact.time_ns > member.failed_ns {
+                member.failed_ns = contact.time_ns;
+                member.contact = Arc::new(contact.clone());
+            }
+            return;
+        }
+        if self.members.len() >= MEMBERS
+            && let Some(oldest) = self.members.iter().enumerate().min_by_key(|(_, m)| m.met_ns).map(|(i, _)| i)
+        {
+            self.members.swap_remove(oldest);
+        }
+        let failed_ns = if failed { contact.time_ns } else { 0 };
+        self.members.push(Member { id, met_ns: contact.time_ns, failed_ns, contact: Arc::new(contact.clone()) });
+    }
+
+    /// Members that failed within `span` before `now`.
+    pub(super) fn failed(&self, now_ns: u64, span: u64) -> impl Iterator<Item = &Member<T>> {
+        let from = now_ns.saturating_sub(span);
+        self.members.iter().filter(move |m| m.failed_ns != 0 && m.failed_ns > from)
+    }
+
+    /// Members that were met within `span` before `now`.
+    pub(super) fn met(&self, now_ns: u64, span: u64) -> impl Iterator<Item = &Member<T>> {
+        let from = now_ns.saturating_sub(span);
+        self.members.iter().filter(move |m| m.met_ns > from)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.members.len()
+    }
+}
+
+/// The workload that a contact's target belongs to; `None` where nobody is known to have had the address.
+pub(super) fn target_workload(contact: &Contact) -> Option<(Arc<str>, Arc<str>, Arc<str>)> {
+    match &contact.target.identity.as_deref()?.owner {
+        Owner::Pod { namespace, workload, .. } => Some((namespace.clone(), workload.kind.clone(), workload.name.clone())),
+        Owner::Service { namespace, name, .. } => Some((namespace.clone(), "Service".into(), name.clone())),
+        Owner::Node { name } => Some(("".into(), "Node".into(), name.clone())),
+    }
+}

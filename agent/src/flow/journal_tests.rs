@@ -1,0 +1,166 @@
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::testing::{MemoryStore, SECOND};
+use super::{Journal, Owner, RunState, TOMBSTONE_NS};
+use crate::inventory::{Node, Pod, Service, ServicePort, Snapshot, Workload};
+use crate::policy::{Instances, RuleRef};
+
+fn pod(name: &str, uid: &str, address: &str) -> Pod {
+    Pod {
+        namespace: "shop".into(),
+        name: name.into(),
+        uid: uid.into(),
+        labels: Arc::new(BTreeMap::from([("app".into(), name.into())])),
+        node: Some("node-1".into()),
+        ips: vec![address.parse().unwrap()],
+        host_network: false,
+        finished: false,
+        service_account: Some("default".into()),
+        workload: Workload { kind: "Deployment".into(), name: "web".into() },
+        ports: Vec::new(),
+        config_hash: None,
+        allow_sources: Vec::new(),
+    }
+}
+
+fn snapshot(pods: &[Pod]) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for pod in pods {
+        snapshot.pods.insert((pod.namespace.clone(), pod.name.clone()), Arc::new(pod.clone()));
+    }
+    let node = Node { name: "node-1".into(), ips: vec!["10.0.0.254".parse().unwrap()], labels: Arc::default() };
+    snapshot.nodes.insert("node-1".into(), Arc::new(node));
+    let port = ServicePort { name: None, port: 80, protocol: 6, node_port: None };
+    let service = Service { namespace: "shop".into(), name: "web".into(), ips: vec!["10.96.0.1".parse().unwrap()], ports: vec![port] };
+    snapshot.services.insert(("shop".into(), "web".into()), Arc::new(service));
+    snapshot
+}
+
+fn refresh(journal: &Journal, pods: &[Pod], boot_ns: u64) -> Arc<super::Directory> {
+    journal.refresh(&snapshot(pods), &HashMap::new(), &HashMap::new(), boot_ns)
+}
+
+fn name(directory: &super::Directory, instance: u32, boot_ns: u64) -> Option<String> {
+    match &directory.identity(instance, boot_ns)?.owner {
+        Owner::Pod { name, .. } | Owner::Node { name } => Some(name.to_string()),
+        Owner::Service { name, port, .. } => Some(format!("{name}:{port}")),
+    }
+}
+
+#[test]
+fn numbers_and_names_survive_a_restart() {
+    let store = MemoryStore::default();
+    let journal = Journal::open(Box::new(store.clone()), 40);
+    let web = journal.pod("uid-1");
+    let service = journal.service(&("shop".into(), "web".into()), "80");
+    let node = journal.node("node-1");
+    assert!(web > 40 && service > web && node > service, "above what the kernel uses");
+    refresh(&journal, &[pod("web-1", "uid-1", "10.0.0.1")], SECOND);
+    drop(journal);
+
+    let journal = Journal::open(Box::new(store), 0);
+    let directory = journal.directory(2 * SECOND);
+    assert_eq!(name(&directory, web, SECOND).as_deref(), Some("web-1"));
+    assert_eq!(name(&directory, service, SECOND).as_deref(), Some("web:80"));
+    assert_eq!(name(&directory, node, SECOND).as_deref(), Some("node-1"));
+    assert_eq!((journal.pod("uid-1"), journal.node("node-1")), (web, node));
+    assert!(journal.pod("uid-2") > node, "no number is given twice");
+}
+
+#[test]
+fn a_reused_address_never_wears_the_old_name() {
+    let journal = Journal::open(Box::new(MemoryStore::default()), 0);
+    let address: IpAddr = "10.0.0.1".parse().unwrap();
+    refresh(&journal, &[pod("old", "uid-1", "10.0.0.1")], 100 * SECOND);
+    refresh(&journal, &[], 200 * SECOND);
+    let directory = refresh(&journal, &[pod("new", "uid-2", "10.0.0.1")], 260 * SECOND);
+    let at = |time| directory.late(address, time).map(|i| i.instance);
+    let (old, new) = (journal.pod("uid-1"), journal.pod("uid-2"));
+    assert_eq!(at(150 * SECOND), Some(old));
+    assert_eq!(at(230 * SECOND), Some(old), "late packets of one that left");
+    assert_eq!(at(270 * SECOND), Some(new));
+    assert_eq!(directory.holder(address).map(|i| i.instance), Some(new));
+    let directory = refresh(&journal, &[pod("new", "uid-2", "10.0.0.1")], 200 * SECOND + TOMBSTONE_NS);
+    assert_eq!(directory.late(address, 150 * SECOND), None, "and never the later owner");
+    assert_eq!(directory.late(address, 255 * SECOND).map(|i| i.instance), Some(new), "a name that came a little late");
+}
+
+#[test]
+fn labels_are_those_of_the_first_packet() {
+    let journal = Journal::open(Box::new(MemoryStore::default()), 0);
+    refresh(&journal, &[pod("web-1", "uid-1", "10.0.0.1")], 100 * SECOND);
+    let mut relabelled = pod("web-1", "uid-1", "10.0.0.1");
+    relabelled.labels = Arc::new(BTreeMap::from([("app".into(), "canary".into())]));
+    let directory = refresh(&journal, &[relabelled], 200 * SECOND);
+    let label = |time| match &directory.identity(journal.pod("uid-1"), time).unwrap().owner {
+        Owner::Pod { labels, .. } => labels["app"].to_string(),
+        _ => String::new(),
+    };
+    assert_eq!((label(150 * SECOND).as_str(), label(250 * SECOND).as_str()), ("web-1", "canary"));
+}
+
+#[test]
+fn entries_go_ten_minutes_after_their_pod_but_not_while_someone_refers_to_them() {
+    let store = MemoryStore::default();
+    let journal = Journal::open(Box::new(store.clone()), 0);
+    let directory = refresh(&journal, &[pod("web-1", "uid-1", "10.0.0.1")], 0);
+    let number = journal.pod("uid-1");
+    let held = directory.identity(number, 0).unwrap().clone();
+    drop(directory);
+    let kept = || store.0.lock().unwrap().values().any(|v| v.windows(5).any(|w| w == b"uid-1"));
+    refresh(&journal, &[], SECOND);
+    drop(journal.expire(TOMBSTONE_NS));
+    assert!(kept());
+    let directory = journal.expire(2 * TOMBSTONE_NS);
+    assert!(kept(), "an open flow refers to it");
+    assert!(directory.identity(number, 0).is_none(), "but nothing new may");
+    drop(held);
+    journal.expire(2 * TOMBSTONE_NS + 1);
+    assert!(!kept());
+    assert_ne!(journal.pod("uid-1"), number, "a number is never given twice");
+}
+
+#[test]
+fn rules_keep_their_names_over_restarts_and_for_idle_flows() {
+    let store = MemoryStore::default();
+    let journal = Journal::open(Box::new(store.clone()), 0);
+    let rule = RuleRef {
+        kind: "NetworkPolicy",
+        namespace: "shop".into(),
+        name: "n".repeat(253).into(),
+        uid: Some("3c4c6d9e-0000-4000-8000-000000000000".into()),
+        direction: 1,
+        index: 3,
+    };
+    journal.refresh(&Snapshot::default(), &HashMap::new(), &HashMap::from([(9, rule.clone())]), 0);
+    let journal = Journal::open(Box::new(store), 0);
+    let directory = journal.refresh(&Snapshot::default(), &HashMap::new(), &HashMap::new(), SECOND);
+    assert_eq!(*directory.rules[&9], rule);
+    assert!(!journal.expire(7200 * SECOND).rules.is_empty());
+    assert!(journal.expire(9000 * SECOND).rules.is_empty());
+}
+
+#[test]
+fn the_longest_names_fit() {
+    let journal = Journal::open(Box::new(MemoryStore::default()), 0);
+    let long: Arc<str> = "x".repeat(253).into();
+    let mut pod = pod("web-1", "0f1e2d3c-0000-4000-8000-000000000001", "10.0.0.1");
+    (pod.name, pod.namespace) = (long.clone(), "y".repeat(63).into());
+    (pod.node, pod.service_account) = (Some(long.clone()), Some(long.clone()));
+    pod.workload.name = long.clone();
+    pod.labels = Arc::new((0..64).map(|n| (format!("label-{n}").into(), long.clone())).collect());
+    // The store asserts the size.
+    refresh(&journal, &[pod], 0);
+}
+
+#[test]
+fn a_run_leaves_its_place_for_the_next() {
+    let store = MemoryStore::default();
+    let state = RunState { run: "b2a6c0de-0000-4000-8000-000000000001".to_owned(), seq: 77, counters: (0..25).collect() };
+    let journal = Journal::open(Box::new(store.clone()), 0);
+    assert_eq!(journal.previous_run(), None);
+    journal.note_run(&state);
+    assert_eq!(Journal::open(Box::new(store), 0).previous_run(), Some(state));
+}
