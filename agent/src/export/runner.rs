@@ -10,6 +10,9 @@ use crate::flow::{Book, Header, Start};
 /// How long a record may stay in a sink's buffer.
 const FLUSH: Duration = Duration::from_millis(100);
 
+/// How long a sink may take for what is left when the agent ends.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// A sink at work. It ends when the book is closed and read to its end.
 pub struct Runner {
     thread: JoinHandle<()>,
@@ -18,8 +21,8 @@ pub struct Runner {
 impl Runner {
     /// Waits until everything in the book has been given to the sink, but not for ever: who reads a pipe may have stopped. Close the
     /// book before. Tells whether the sink came to its end.
-    pub fn join(self, at_most: Duration) -> bool {
-        let until = Instant::now() + at_most;
+    pub fn join(self) -> bool {
+        let until = Instant::now() + LAST_WORDS;
         while !self.thread.is_finished() {
             if Instant::now() >= until {
                 return false;

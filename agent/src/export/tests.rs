@@ -32,7 +32,7 @@ fn every_record_is_one_line_in_order() {
     let runner = spawn(Box::new(sink), &book, Header::default()).unwrap();
     book.append_one(5, Body::Summary(Arc::new(sekisho_proto::Summary { pod: None, flows: 7 })));
     book.close();
-    assert!(runner.join(Duration::from_secs(10)));
+    assert!(runner.join());
     let seqs: Vec<u64> = lines(&path).iter().map(|l| l["seq"].as_u64().unwrap()).collect();
     assert_eq!(seqs, (1..=1001).collect::<Vec<_>>());
     fs::remove_dir_all(folder).unwrap();
@@ -46,7 +46,7 @@ fn a_full_file_makes_room_and_five_are_kept() {
     let sink = JsonLines::open(Target::File(path.clone()), Rotation { size: 40_000, keep: 5 }).unwrap();
     let runner = spawn(Box::new(sink), &book, Header::default()).unwrap();
     book.close();
-    assert!(runner.join(Duration::from_secs(10)));
+    assert!(runner.join());
     let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     let expected = ["flows.jsonl", "flows.jsonl.1", "flows.jsonl.2", "flows.jsonl.3", "flows.jsonl.4", "flows.jsonl.5"];
@@ -77,7 +77,7 @@ fn a_full_disk_loses_its_own_stream_and_says_how_much() {
     };
     assert_eq!((line.made, line.delivered, line.queued, line.lost.get(WRITE_ERROR)), (300, 0, 0, Some(&300)));
     book.close();
-    assert!(runner.join(Duration::from_secs(10)));
+    assert!(runner.join());
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn a_torn_last_line_is_closed_first() {
     let sink = JsonLines::open(Target::File(path.clone()), Rotation::default()).unwrap();
     let runner = spawn(Box::new(sink), &book, Header::default()).unwrap();
     book.close();
-    assert!(runner.join(Duration::from_secs(10)));
+    assert!(runner.join());
     let text = fs::read_to_string(&path).unwrap();
     assert_eq!(text.lines().nth(1), Some("{\"se"));
     assert!(serde_json::from_str::<serde_json::Value>(text.lines().nth(2).unwrap()).is_ok());
