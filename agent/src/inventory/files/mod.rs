@@ -56,6 +56,13 @@ pub enum SourceError {
     },
 }
 
+/// The snapshot that one YAML file of this content gives, without a folder: for tests, benches and checks before a roll-out.
+pub fn snapshot_of(yaml: &str) -> Arc<Snapshot> {
+    let mut folder = folder::Folder::default();
+    folder.apply(vec![("manifests.yaml".into(), folder::Change::Content(yaml.into()))]);
+    folder.snapshot()
+}
+
 /// What the watching thread and its readers share.
 #[derive(Default)]
 struct Shared {

@@ -1,0 +1,99 @@
+use sekisho_core::layout::{EGRESS, address_flags};
+
+use super::{NODE, World, mapped, pod, policy};
+
+fn service(name: &str, spec: &str) -> String {
+    format!("---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {spec}\n")
+}
+
+fn slice(service: &str, port: u16, endpoints: &str) -> String {
+    format!(
+        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {service}-1, labels: {{kubernetes.io/service-name: {service}}}}}\naddressType: IPv4\nports: [{{port: {port}}}]\nendpoints: [{endpoints}]\n"
+    )
+}
+
+fn world(endpoints: &str, egress: &str) -> World {
+    World::of(&[
+        pod("client", "10.0.0.1", "app: client", ""),
+        pod("a", "10.0.0.2", "app: web, v: '1'", ""),
+        pod("b-far", "10.0.0.3", "app: web, v: '2'", ""),
+        service("web", "{clusterIP: 10.96.0.1, ports: [{port: 80, nodePort: 30080}]}"),
+        slice("web", 8080, endpoints),
+        policy("p", &format!("{{podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Egress], egress: [{egress}]}}")),
+    ].concat())
+}
+
+const BOTH: &str = "{addresses: [10.0.0.2], nodeName: n1}, {addresses: [10.0.0.3], nodeName: n2}";
+
+#[test]
+fn a_service_is_judged_as_its_backends_on_their_port() {
+    let w = world(BOTH, "{to: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 8080}]}");
+    assert!(w.egress("client", "10.96.0.1", "80/tcp") && !w.egress("client", "a", "80/tcp") && w.egress("client", "a", "8080/tcp"));
+    assert!(w.egress("client", NODE, "30080/tcp") && !w.egress("client", NODE, "30081/tcp"));
+    assert!(!w.egress("client", "10.96.0.1", "81/tcp") && !w.egress("client", "10.96.0.1", "80/udp"));
+    let w = world(BOTH, "{to: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 80}]}");
+    assert!(!w.egress("client", "10.96.0.1", "80/tcp"));
+    let entry = w.compiled.tables.addresses[&mapped("10.96.0.1".parse().unwrap())];
+    assert_eq!(entry.flags, address_flags::SERVICE);
+    let entry = w.compiled.tables.addresses[&mapped(NODE.parse().unwrap())];
+    assert_eq!(entry.flags, address_flags::SERVICE | address_flags::NODE);
+}
+
+#[test]
+fn mixed_backends_are_denied_with_a_warning() {
+    let w = world(BOTH, "{to: [{podSelector: {matchLabels: {v: '1'}}}]}");
+    let (found, decision) = w.decide("client", EGRESS, "10.96.0.1", "80/tcp");
+    assert!(!found.allowed);
+    assert!(decision.warning.as_ref().is_some_and(|w| w.contains("default/web")), "{decision:?}");
+    assert!(w.compiled.warnings.iter().any(|w| w.contains("default/web port 80")), "{:?}", w.compiled.warnings);
+}
+
+#[test]
+fn ready_ones_count_else_those_that_still_serve() {
+    let v1 = "{to: [{podSelector: {matchLabels: {v: '1'}}}]}";
+    let w = world("{addresses: [10.0.0.2]}, {addresses: [10.0.0.3], conditions: {ready: false, serving: true, terminating: true}}", v1);
+    assert!(w.egress("client", "10.96.0.1", "80/tcp"));
+    let w = world("{addresses: [10.0.0.3], conditions: {ready: false}}, {addresses: [10.0.0.2], conditions: {ready: false, serving: true, terminating: true}}", v1);
+    assert!(w.egress("client", "10.96.0.1", "80/tcp"));
+    let w = world("{addresses: [10.0.0.2], conditions: {ready: false, serving: true, terminating: false}}", v1);
+    assert!(!w.egress("client", "10.96.0.1", "80/tcp"));
+}
+
+#[test]
+fn without_backends_only_who_may_go_anywhere_may_go_there() {
+    let w = world("", "{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}");
+    assert!(!w.egress("client", "10.96.0.1", "80/tcp"));
+    let w = world("", "{}");
+    assert!(w.egress("client", "10.96.0.1", "80/tcp"));
+}
+
+#[test]
+fn a_backend_whose_pod_is_unknown_is_left_out() {
+    let w = world("{addresses: [10.0.0.2]}, {addresses: [10.0.0.9], targetRef: {kind: Pod, name: coming}}", "{to: [{podSelector: {}}]}");
+    assert!(w.egress("client", "10.96.0.1", "80/tcp"));
+}
+
+#[test]
+fn traffic_that_stays_on_the_node_meets_its_backends_only() {
+    let yaml = [
+        pod("client", "10.0.0.1", "app: client", ""),
+        pod("a", "10.0.0.2", "v: '1'", ""),
+        pod("b-far", "10.0.0.3", "v: '2'", ""),
+        service("web", "{clusterIP: 10.96.0.1, internalTrafficPolicy: Local, externalIPs: [7.7.7.7], ports: [{port: 8080}]}"),
+        slice("web", 8080, BOTH),
+        policy("p", "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {v: '1'}}}]}]}"),
+    ].concat();
+    let w = World::of(&yaml);
+    assert!(w.egress("client", "10.96.0.1", "8080/tcp") && !w.egress("client", "7.7.7.7", "8080/tcp"));
+}
+
+#[test]
+fn ingress_knows_no_services() {
+    let yaml = [
+        pod("client", "10.0.0.1", "app: client", ""),
+        service("web", "{clusterIP: 10.96.0.1, ports: [{port: 80}]}"),
+        slice("web", 80, "{addresses: [10.0.0.1]}"),
+        policy("p", "{ingress: [{from: [{podSelector: {}}]}]}"),
+    ].concat();
+    assert!(!World::of(&yaml).ingress("client", "10.96.0.1", "80/tcp"));
+}
