@@ -33,9 +33,4 @@ impl<K: Eq + Hash + Clone, V> Keyed<K, V> {
     pub(super) fn dropped(&self) -> u64 {
         self.dropped
     }
-
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.young.len() + self.old.len()
-    }
 }

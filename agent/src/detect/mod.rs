@@ -18,3 +18,6 @@ mod witness;
 
 pub use contact::{Contact, Outcome, Party};
 pub use engine::Detector;
+
+#[cfg(test)]
+mod tests;
