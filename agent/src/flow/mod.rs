@@ -42,4 +42,6 @@ mod engine_tests;
 #[cfg(test)]
 mod journal_tests;
 #[cfg(test)]
+mod project_tests;
+#[cfg(test)]
 pub(crate) mod testing;
