@@ -228,10 +228,7 @@ impl Attacher {
     fn unpin(&self, which: impl Fn(&str) -> bool) -> io::Result<()> {
         for dir in std::iter::once(&self.links).chain(&self.former) {
             for name in pins(dir).into_iter().filter(|name| which(name)) {
-                match fs::remove_file(dir.join(name)) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
+                remove_link(&dir.join(name))?;
             }
         }
         Ok(())
@@ -317,6 +314,20 @@ fn usable(path: &Path, alive: &impl Fn(&bpf::LinkInfo) -> bool) -> io::Result<Op
     }
     fs::remove_file(path)?;
     Ok(None)
+}
+
+/// Takes a pinned link off its hook and removes its name.
+pub(super) fn remove_link(path: &Path) -> io::Result<()> {
+    // A link whose device is gone is off its hook already.
+    if let Ok(link) = bpf::open_pin(path)
+        && let Err(error) = bpf::detach_link(link.as_fd())
+    {
+        tracing::debug!(%error, path = %path.display(), "a link was not on its hook any more");
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Makes the clsact qdisc where there is none. That we made it is written down first: a kill in between leaves a note

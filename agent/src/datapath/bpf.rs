@@ -27,6 +27,7 @@ const MAP_LOOKUP_BATCH: i32 = 24;
 const MAP_UPDATE_BATCH: i32 = 26;
 const LINK_CREATE: i32 = 28;
 const LINK_UPDATE: i32 = 29;
+const LINK_DETACH: i32 = 34;
 
 /// Attach types of `bpf_attach_type` that we use.
 pub(super) mod attach_type {
@@ -416,6 +417,13 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     let mut attr = [raw(link), raw(program), 0u32, 0];
     // SAFETY: the attribute holds no pointer.
     unsafe { call(LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Takes a link off its hook at once. Dropping the last name of a link does so too, but only some time later.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = [raw(link), 0u32];
+    // SAFETY: the attribute holds no pointer.
+    unsafe { call(LINK_DETACH, &mut attr) }.map(drop)
 }
 
 /// Ids of the programs at a TCX hook, in the order in which they run.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use sekisho_core::layout::Config;
 
-use super::attach::release_qdisc;
+use super::attach::{release_qdisc, remove_link};
 use super::error::{DetachError, ModeError, OpenError};
 use super::load::{Pins, layouts, same_types};
 use super::netlink::Netlink;
@@ -46,7 +46,11 @@ pub(super) fn remove_all(locked: &Pins, netlink: &mut Netlink) -> Result<DetachR
     let layouts = locked.layouts();
     for layout in &layouts {
         let links = layout.join("links");
-        report.links += remove_files(&links)?;
+        for name in pins(&links) {
+            let path = links.join(name);
+            remove_link(&path).map_err(failed(&path))?;
+            report.links += 1;
+        }
         remove_dir(&links)?;
     }
     report.filters = remove_filters(&layouts, netlink)?;
