@@ -83,10 +83,10 @@ boundary! {
 
     /// Key of an IPv6 flow; also the family-neutral form in events and queues (IPv4 v4-mapped).
     pub struct FlowKey6 {
-        /// See [`FlowKey4::endpoint`].
-        pub endpoint: u32,
         /// Remote address.
         pub remote: Address,
+        /// See [`FlowKey4::endpoint`].
+        pub endpoint: u32,
         /// See [`FlowKey4::local_port`].
         pub local_port: u16,
         /// See [`FlowKey4::remote_port`].
@@ -111,7 +111,7 @@ boundary! {
         pub local: Address,
         /// TCP flags seen, `[forward, reply]`, bits as on the wire (FIN=1 .. CWR=128).
         pub tcp_flags: [u8; 2],
-        /// `tcp::State` for TCP, else 0 = unanswered, 1 = answered.
+        /// [`tcp::state`](crate::tcp::state) for TCP, else 0 = unanswered, 1 = answered.
         pub state: u8,
         /// [`verdict`](crate::layout::verdict) number.
         pub verdict: u8,
@@ -282,11 +282,11 @@ boundary! {
         pub linger: u32,
         /// Jiffies per second.
         pub hz: u32,
-        /// Events per second and endpoint.
+        /// Events per second and endpoint; 0 = no limit.
         pub event_rate: u32,
         /// Burst of events per endpoint.
         pub event_burst: u32,
-        /// Inserts per second and endpoint.
+        /// Inserts per second and endpoint; 0 = no limit.
         pub insert_rate: u32,
         /// Burst of inserts per endpoint.
         pub insert_burst: u32,
@@ -429,6 +429,8 @@ macro_rules! numbers {
         }
     };
 }
+
+pub(crate) use numbers;
 
 numbers! {
     /// What was decided.

@@ -5,8 +5,12 @@
 //!
 //! Nouns: an *endpoint* is one pod as seen at one hook; a *flow* is one conversation of an endpoint,
 //! written from the endpoint's side (local, remote); *egress* is what the endpoint sends.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod counters;
+pub mod ends;
 pub mod layout;
+pub mod parse;
+pub mod tcp;
+pub mod verdict;

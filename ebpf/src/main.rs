@@ -1,76 +1,115 @@
 //! The kernel programs of Sekisho: thin shells that gather bytes and call `sekisho-core`.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch, core_intrinsics)]
+#![expect(internal_features, reason = "BPF has atomics that core offers only as intrinsics")]
 
+mod budget;
+mod cgroup;
+mod change;
+mod close;
+mod emit;
+mod error;
+mod hot;
+mod kernel;
 mod maps;
+mod open;
+mod process;
+mod promote;
+mod scratch;
+mod slow;
+mod tables;
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext, TcContext};
-use sekisho_core::layout::Clock;
+use sekisho_core::layout::{Clock, EGRESS, INGRESS};
+
+use crate::hot::{Cgroup, Fate, Tc};
 
 /// Lets the next program on the hook decide (TCX_NEXT, TC_ACT_UNSPEC).
 const NEXT: i32 = -1;
+/// Ends the packet (TCX_DROP, TC_ACT_SHOT).
+const SHOT: i32 = 2;
+/// A cgroup program's no.
+const BLOCK: i32 = 0;
 /// A cgroup program's yes.
 const PASS: i32 = 1;
 
+#[inline(always)]
+fn tc(ctx: &TcContext, direction: u8) -> i32 {
+    if hot::packet::<Tc>(ctx.as_ptr().cast(), direction) == Fate::Pass { NEXT } else { SHOT }
+}
+
+#[inline(always)]
+fn cgroup(ctx: &SkBuffContext, direction: u8) -> i32 {
+    if hot::packet::<Cgroup>(ctx.as_ptr().cast(), direction) == Fate::Pass { PASS } else { BLOCK }
+}
+
 /// What the pod sends: on the ingress of its host-side veth.
 #[classifier]
-pub fn pod_egress(_ctx: TcContext) -> i32 {
-    NEXT
+pub fn pod_egress(ctx: TcContext) -> i32 {
+    tc(&ctx, EGRESS)
 }
 
 /// What the pod receives: on the egress of its host-side veth.
 #[classifier]
-pub fn pod_ingress(_ctx: TcContext) -> i32 {
-    NEXT
+pub fn pod_ingress(ctx: TcContext) -> i32 {
+    tc(&ctx, INGRESS)
 }
 
 /// What the sockets of a control group send.
 #[cgroup_skb(egress)]
-pub fn cg_egress(_ctx: SkBuffContext) -> i32 {
-    PASS
+pub fn cg_egress(ctx: SkBuffContext) -> i32 {
+    cgroup(&ctx, EGRESS)
 }
 
 /// What the sockets of a control group receive.
 #[cgroup_skb(ingress)]
-pub fn cg_ingress(_ctx: SkBuffContext) -> i32 {
-    PASS
+pub fn cg_ingress(ctx: SkBuffContext) -> i32 {
+    cgroup(&ctx, INGRESS)
 }
 
 /// A process connects an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
-pub fn connect4(_ctx: SockAddrContext) -> i32 {
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    process::sends(ctx.as_ptr().cast());
     PASS
 }
 
 /// A process connects an IPv6 socket.
 #[cgroup_sock_addr(connect6)]
-pub fn connect6(_ctx: SockAddrContext) -> i32 {
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    process::sends(ctx.as_ptr().cast());
     PASS
 }
 
 /// A process sends from an unconnected IPv4 socket.
 #[cgroup_sock_addr(sendmsg4)]
-pub fn sendmsg4(_ctx: SockAddrContext) -> i32 {
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    process::sends(ctx.as_ptr().cast());
     PASS
 }
 
 /// A process sends from an unconnected IPv6 socket.
 #[cgroup_sock_addr(sendmsg6)]
-pub fn sendmsg6(_ctx: SockAddrContext) -> i32 {
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    process::sends(ctx.as_ptr().cast());
     PASS
 }
 
 /// A process has bound an IPv4 socket.
 #[cgroup_sock(post_bind4)]
-pub fn post_bind4(_ctx: SockContext) -> i32 {
+pub fn post_bind4(ctx: SockContext) -> i32 {
+    process::binds(ctx.as_ptr().cast());
     PASS
 }
 
 /// A process has bound an IPv6 socket.
 #[cgroup_sock(post_bind6)]
-pub fn post_bind6(_ctx: SockContext) -> i32 {
+pub fn post_bind6(ctx: SockContext) -> i32 {
+    process::binds(ctx.as_ptr().cast());
     PASS
 }
 

@@ -1,0 +1,138 @@
+//! The policy changed since the flow was judged: judge again, at its next packet.
+//!
+//! Same outcome: one store. Another outcome: one CPU claims the change, ends the flow's record and starts it again
+//! with the same birth; the others obey what they found out themselves.
+
+use sekisho_core::counters;
+use sekisho_core::layout::{EGRESS, end_reason, flow_flags, mode, reason, verdict};
+use sekisho_core::parse::protocol;
+use sekisho_core::tcp;
+
+use crate::emit::{self, count, stateless};
+use crate::kernel::swap_if;
+use crate::open::{KEPT, flags, owns};
+use crate::promote::{entered, left};
+use crate::scratch::Scratch;
+use crate::slow::{DROP, PASS};
+use crate::tables::{self, ANY, Entry, table};
+
+/// What only the first packet could show: who opened, that the node itself did, that the source was forged.
+#[inline(always)]
+pub(crate) fn recall(scratch: &mut Scratch, entry: Entry) {
+    scratch.opened = entry.opened;
+    scratch.state = 0;
+    if entry.flags & flow_flags::OWN_NODE != 0 {
+        scratch.own_node = 1;
+    }
+    if scratch.direction == EGRESS || scratch.cause != 0 {
+        return;
+    }
+    let own = tables::endpoint(scratch.endpoint).is_none_or(|endpoint| owns(endpoint, &entry.local));
+    if entry.reason == reason::SPOOFED_SOURCE && (!own || entry.mac != [0; 6]) {
+        scratch.cause = reason::SPOOFED_SOURCE;
+    }
+}
+
+/// Applies the scratch's verdict to the stale flow in `entry`.
+#[inline(never)]
+pub(crate) fn packet(scratch: &mut Scratch, entry: Entry) -> u32 {
+    let rule = if scratch.mode == mode::OBSERVE { 0 } else { scratch.judgement.rule };
+    let flags = flags(scratch) | (entry.flags & (flow_flags::UNREACHABLE | flow_flags::ADOPTED));
+    if scratch.verdict == entry.verdict && scratch.why == entry.reason && rule == entry.rule {
+        let flow = entry.raw();
+        flow.flags = flags;
+        flow.epoch = scratch.epoch;
+        return KEPT;
+    }
+    let claim = entry.claim;
+    if claim == scratch.epoch || !swap_if(&mut entry.raw().claim, claim, scratch.epoch) {
+        entry.count(entry.side(scratch.direction), scratch.segments, scratch.bytes, scratch.packet.tcp_flags, scratch.jiffies);
+        return fate(scratch);
+    }
+    emit::end(scratch, entry, end_reason::VERDICT_CHANGED);
+    entry.copy_to(&mut scratch.flow);
+    scratch.flow.rule = rule;
+    scratch.flow.flags = flags;
+    restart(scratch);
+    let target = place(scratch);
+    if !shift(scratch, target) {
+        stateless(counters::LOST_INSERT_FAILED);
+        return fate(scratch);
+    }
+    count(counters::VERDICT_CHANGED);
+    emit::start(scratch);
+    scratch.counted = 1;
+    KEPT
+}
+
+/// The copied flow begins a new life.
+#[inline(always)]
+fn restart(scratch: &mut Scratch) {
+    let now = emit::clock(scratch);
+    let flow = &mut scratch.flow;
+    flow.verdict = scratch.verdict;
+    flow.reason = scratch.why;
+    flow.packets = [0; 2];
+    flow.bytes = [0; 2];
+    if (flow.opened ^ scratch.direction) & 1 == 0 {
+        flow.packets[0] = scratch.segments;
+        flow.bytes[0] = scratch.bytes;
+        flow.tcp_flags[0] |= scratch.packet.tcp_flags;
+    } else {
+        flow.packets[1] = scratch.segments;
+        flow.bytes[1] = scratch.bytes;
+        flow.tcp_flags[1] |= scratch.packet.tcp_flags;
+    }
+    flow.epoch = scratch.epoch;
+    flow.last = scratch.jiffies;
+    flow.start_ns = now;
+    flow.set = scratch.set;
+    flow.remote_instance = scratch.judgement.remote_instance;
+    flow.class = scratch.judgement.class;
+    flow.claim = 0;
+}
+
+/// Where a flow with that verdict belongs.
+#[inline(always)]
+fn place(scratch: &Scratch) -> u8 {
+    let state = scratch.flow.state;
+    if scratch.verdict == verdict::DENIED {
+        table::EMBRYONIC
+    } else if scratch.packet.protocol == protocol::TCP {
+        if tcp::established(state) || (tcp::closed(state) && scratch.table == table::ESTABLISHED) {
+            table::ESTABLISHED
+        } else {
+            table::EMBRYONIC
+        }
+    } else if state == 1 {
+        table::ANSWERED
+    } else {
+        table::EMBRYONIC
+    }
+}
+
+/// Writes the scratch's flow into `target` and takes it out of where it was.
+#[inline(always)]
+fn shift(scratch: &mut Scratch, target: u8) -> bool {
+    let from = scratch.table;
+    if tables::write(scratch, target, ANY) != 0 {
+        return false;
+    }
+    if from != target {
+        entered(scratch.index, target);
+        if tables::remove(scratch, from) != 0 {
+            left(scratch.index, from);
+        }
+        scratch.table = target;
+    }
+    true
+}
+
+#[inline(always)]
+fn fate(scratch: &Scratch) -> u32 {
+    if scratch.verdict == verdict::DENIED {
+        count(counters::DROPPED);
+        return DROP;
+    }
+    PASS
+}

@@ -1,0 +1,135 @@
+//! What leaves the programs beside verdicts: counters, events, evidence.
+
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
+use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
+use sekisho_core::counters;
+use sekisho_core::layout::{Closing, Contact, EGRESS, Flow, FlowEvent, contact, endpoint_flags, event};
+
+use crate::budget;
+use crate::kernel::{add, fetch_add, now};
+use crate::maps::{CLOSING, CONTACTS, COUNTERS, EVENTS};
+use crate::scratch::Scratch;
+use crate::tables::{self, Entry};
+
+/// Adds one to a counter.
+#[inline(always)]
+pub(crate) fn count(slot: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(slot) {
+        // Atomic although per CPU: a softirq may cut into a control group program.
+        // SAFETY: map memory of this CPU.
+        add(unsafe { &mut *counter }, 1);
+    }
+}
+
+/// Reads the clock once per packet.
+#[inline(always)]
+pub(crate) fn clock(scratch: &mut Scratch) -> u64 {
+    if scratch.now == 0 {
+        scratch.now = now();
+    }
+    scratch.now
+}
+
+/// Writes an event about `flow`; 1 = it is in the ring.
+#[inline(never)]
+fn send(scratch: &mut Scratch, flow: *const Flow, kind: u8, end_reason: u8) -> u32 {
+    let time_ns = clock(scratch);
+    // SAFETY: a helper without arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let Some(ring) = EVENTS.get(cpu) else { return 0 };
+    let Some(mut slot) = ring.reserve(0) else { return 0 };
+    let record: *mut FlowEvent = slot.as_mut_ptr();
+    // SAFETY: the ring reserved room for one record, aligned to 8; `flow` is map memory of 128 bytes.
+    unsafe {
+        core::ptr::copy_nonoverlapping(core::ptr::from_ref(&scratch.key6).cast::<[u32; 7]>(), (&raw mut (*record).key).cast(), 1);
+        (*record).kind = kind;
+        (*record).family = scratch.packet.family;
+        (*record).end_reason = end_reason;
+        (*record).pad = 0;
+        (*record).time_ns = time_ns;
+        core::ptr::copy_nonoverlapping(flow.cast::<[u64; 16]>(), (&raw mut (*record).flow).cast(), 1);
+    }
+    slot.submit(u64::from(BPF_RB_NO_WAKEUP));
+    1
+}
+
+/// Tells of the flow that was just judged, `scratch.flow`: exactly one of the ledger's outcomes is counted.
+#[inline(always)]
+pub(crate) fn start(scratch: &mut Scratch) {
+    count(counters::CREATED);
+    if !budget::event(scratch.index) {
+        if let Some(state) = tables::state(scratch.index) {
+            add(&mut state.summarised, 1);
+        }
+        return count(counters::SUMMARISED);
+    }
+    let flow = &raw const scratch.flow;
+    let sent = send(scratch, flow, event::START, 0);
+    count(if sent != 0 { counters::START_SENT } else { counters::LOST_RING_FULL });
+}
+
+/// A judged packet that has no flow, for `cause`, one of the `LOST_*` counters.
+#[inline(always)]
+pub(crate) fn stateless(cause: u32) {
+    count(counters::CREATED);
+    count(counters::STATELESS);
+    count(cause);
+}
+
+/// Tells that the flow in `entry` is over.
+#[inline(always)]
+pub(crate) fn end(scratch: &mut Scratch, entry: Entry, reason: u8) {
+    let sent = send(scratch, entry.0.as_ptr(), event::END, reason);
+    count(if sent != 0 { counters::END_SENT } else { counters::END_LOST });
+}
+
+/// The flow in `entry` was refused by its other side: evidence.
+#[inline(never)]
+pub(crate) fn refused(scratch: &mut Scratch, entry: Entry) -> u32 {
+    let Some(endpoint) = tables::endpoint(scratch.endpoint) else { return 0 };
+    scratch.index = endpoint.index;
+    if entry.opened == EGRESS && endpoint.flags & endpoint_flags::ONE_WAY == 0 {
+        failed(scratch, contact::REFUSED, entry.remote_instance);
+    }
+    if !budget::event(scratch.index) || send(scratch, entry.0.as_ptr(), event::REFUSED, 0) == 0 {
+        count(counters::REFUSED_LOST);
+    }
+    1
+}
+
+/// Notes a failed contact of the endpoint in slot `scratch.index`.
+#[inline(never)]
+pub(crate) fn failed(scratch: &mut Scratch, result: u8, remote_instance: u32) -> u32 {
+    let time_ns = clock(scratch);
+    let Some(state) = tables::state(scratch.index) else { return 0 };
+    let slot = (fetch_add(&mut state.contact_head, 1) & 31) as usize;
+    let Some(contacts) = CONTACTS.get_ptr_mut(scratch.index) else { return 0 };
+    // SAFETY: `slot` is below 32; array memory lives as long as the map.
+    unsafe {
+        let place: *mut Contact = (&raw mut (*contacts).slots).cast::<Contact>().add(slot);
+        (*place).remote = scratch.ends.remote;
+        (*place).remote_port = scratch.ends.remote_port;
+        (*place).protocol = scratch.ends.protocol;
+        (*place).result = result;
+        (*place).remote_instance = remote_instance;
+        (*place).time_ns = time_ns;
+    }
+    1
+}
+
+/// Queues a closed flow for its removal.
+#[inline(always)]
+pub(crate) fn closing(scratch: &Scratch, start_ns: u64, deadline: u32, end_reason: u8, table: u8) {
+    let item = Closing {
+        key: scratch.key6,
+        deadline,
+        start_ns,
+        family: scratch.packet.family,
+        end_reason,
+        established: u8::from(table == tables::table::ESTABLISHED),
+        pad: [0; 5],
+    };
+    if CLOSING.push(&item, 0).is_err() {
+        count(counters::CLOSING_FULL);
+    }
+}

@@ -1,0 +1,285 @@
+//! The way of nearly every packet: a known flow costs one hash look-up.
+//!
+//! What is not that simple goes to [`slow`](crate::slow), with the headers already read where they were simple.
+
+use aya_ebpf::bindings::__sk_buff;
+use sekisho_core::counters;
+use sekisho_core::layout::{FlowKey4, FlowKey6, verdict};
+use sekisho_core::parse::{self, Fast, Window, protocol};
+use sekisho_core::tcp::{self, state};
+
+use crate::budget::config;
+use crate::emit::count;
+use crate::kernel::{Direct, Skb, jiffies};
+use crate::scratch::{self, Scratch};
+use crate::slow;
+use crate::tables::{Entry, Family, V4, V6, table};
+
+/// What a hook does with a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// On to whatever comes next.
+    Pass,
+    /// Gone.
+    Drop,
+}
+
+/// How a hook shows packets.
+pub(crate) trait Hook {
+    /// Bytes before the IP header.
+    const LINK: usize;
+    /// The IP version in `window`; 0 = not IP, or not at once to be seen.
+    fn version(window: &Direct) -> u8;
+    /// The number that keys bear.
+    fn endpoint(skb: Skb) -> Option<u32>;
+    /// Memory for the slow path.
+    fn scratch() -> Option<&'static mut Scratch>;
+    /// Gives it back.
+    fn release(scratch: &mut Scratch);
+}
+
+/// tc, on the host side of a pod's veth.
+pub(crate) struct Tc;
+/// A control group.
+pub(crate) struct Cgroup;
+
+impl Hook for Tc {
+    const LINK: usize = 14;
+
+    #[inline(always)]
+    fn version(window: &Direct) -> u8 {
+        match window.get::<2>(12) {
+            Some([0x08, 0x00]) => 4,
+            Some([0x86, 0xdd]) => 6,
+            _ => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn endpoint(skb: Skb) -> Option<u32> {
+        Some(skb.ifindex())
+    }
+
+    #[inline(always)]
+    fn scratch() -> Option<&'static mut Scratch> {
+        scratch::of_tc()
+    }
+
+    #[inline(always)]
+    fn release(_: &mut Scratch) {}
+}
+
+impl Hook for Cgroup {
+    const LINK: usize = 0;
+
+    #[inline(always)]
+    fn version(window: &Direct) -> u8 {
+        window.get::<1>(0).map_or(0, |[first]| first >> 4)
+    }
+
+    #[inline(always)]
+    fn endpoint(skb: Skb) -> Option<u32> {
+        crate::cgroup::endpoint(skb)
+    }
+
+    #[inline(always)]
+    fn scratch() -> Option<&'static mut Scratch> {
+        scratch::claim()
+    }
+
+    #[inline(always)]
+    fn release(scratch: &mut Scratch) {
+        scratch::release(scratch);
+    }
+}
+
+/// What the hit path needs of a packet.
+struct Hit {
+    direction: u8,
+    epoch: u32,
+    protocol: u8,
+    flags: u8,
+    total: u32,
+    headers: u32,
+}
+
+/// Judges a packet.
+#[inline(always)]
+pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
+    let skb = Skb(ctx);
+    let Some(config) = config() else { return Fate::Pass };
+    let Some(endpoint) = H::endpoint(skb) else {
+        count(counters::NO_ENDPOINT);
+        return Fate::Pass;
+    };
+    let window = Direct::new(skb);
+    // One way into the slow path: the verifier walks it once per call.
+    let scratch = 'read: {
+        match H::version(&window) {
+        4 => {
+            if let Some(fast) = parse::fast4(&window, H::LINK) {
+                let hit = Hit::of(&fast, direction, config.epoch);
+                let (local, remote, local_port, remote_port) = sides(&fast, direction);
+                let key = Key4 { endpoint, remote: u32::from_ne_bytes(remote), local_port, remote_port, protocol: u32::from(fast.protocol) };
+                let local = u32::from_ne_bytes(local);
+                let known = known::<V4>(skb, key.as_key(), &hit, |entry| {
+                    let bytes = &entry.local;
+                    local == u32::from_ne_bytes([bytes[12], bytes[13], bytes[14], bytes[15]])
+                });
+                if let Some(fate) = known {
+                    return fate;
+                }
+                let Some(scratch) = H::scratch() else { return Fate::Drop };
+                let packet = &mut scratch.packet;
+                packet.source = parse::mapped(fast.source);
+                packet.destination = parse::mapped(fast.destination);
+                packet.family = 4;
+                simple(packet, &fast);
+                break 'read scratch;
+            }
+        }
+        6 => {
+            if let Some(fast) = parse::fast6(&window, H::LINK) {
+                let hit = Hit::of(&fast, direction, config.epoch);
+                let (local, remote, local_port, remote_port) = sides(&fast, direction);
+                let key = Key6 { remote: words(&remote), endpoint, local_port, remote_port, protocol: u32::from(fast.protocol) };
+                let known = known::<V6>(skb, key.as_key(), &hit, |entry| equal(&entry.local, &local));
+                if let Some(fate) = known {
+                    return fate;
+                }
+                let Some(scratch) = H::scratch() else { return Fate::Drop };
+                let packet = &mut scratch.packet;
+                packet.source = fast.source;
+                packet.destination = fast.destination;
+                packet.family = 6;
+                simple(packet, &fast);
+                break 'read scratch;
+            }
+        }
+        _ => {}
+        }
+        let Some(scratch) = H::scratch() else { return Fate::Drop };
+        scratch.packet.family = 0;
+        scratch
+    };
+    scratch.endpoint = endpoint;
+    scratch.direction = direction;
+    scratch.link = H::LINK as u8;
+    let fate = slow::packet(skb.0, scratch);
+    H::release(scratch);
+    if fate == 0 { Fate::Pass } else { Fate::Drop }
+}
+
+impl Hit {
+    #[inline(always)]
+    fn of<const N: usize>(fast: &Fast<N>, direction: u8, epoch: u32) -> Self {
+        Self { direction, epoch, protocol: fast.protocol, flags: fast.tcp_flags, total: fast.total, headers: fast.headers }
+    }
+}
+
+/// `(local, remote, local port, remote port)`.
+#[inline(always)]
+fn sides<const N: usize>(fast: &Fast<N>, direction: u8) -> ([u8; N], [u8; N], u16, u16) {
+    if direction == sekisho_core::layout::INGRESS {
+        (fast.destination, fast.source, fast.destination_port, fast.source_port)
+    } else {
+        (fast.source, fast.destination, fast.source_port, fast.destination_port)
+    }
+}
+
+/// [`FlowKey4`] in words: the stack takes only aligned stores.
+#[repr(C, align(8))]
+struct Key4 {
+    endpoint: u32,
+    remote: u32,
+    local_port: u16,
+    remote_port: u16,
+    protocol: u32,
+}
+
+/// [`FlowKey6`] in words.
+#[repr(C, align(8))]
+struct Key6 {
+    remote: [u64; 2],
+    endpoint: u32,
+    local_port: u16,
+    remote_port: u16,
+    protocol: u32,
+}
+
+const _: () = assert!(size_of::<Key4>() == size_of::<FlowKey4>() && size_of::<Key6>() >= size_of::<FlowKey6>());
+
+impl Key4 {
+    #[inline(always)]
+    fn as_key(&self) -> &FlowKey4 {
+        // SAFETY: the same fields at the same offsets; little-endian, the protocol's upper bytes are the padding.
+        unsafe { &*core::ptr::from_ref(self).cast() }
+    }
+}
+
+impl Key6 {
+    #[inline(always)]
+    fn as_key(&self) -> &FlowKey6 {
+        // SAFETY: as for `Key4`.
+        unsafe { &*core::ptr::from_ref(self).cast() }
+    }
+}
+
+#[inline(always)]
+fn words(address: &[u8; 16]) -> [u64; 2] {
+    // SAFETY: 16 readable bytes.
+    unsafe { core::ptr::from_ref(address).cast::<[u64; 2]>().read_unaligned() }
+}
+
+/// Compares addresses by words.
+#[inline(always)]
+pub(crate) fn equal(a: &[u8; 16], b: &[u8; 16]) -> bool {
+    let (a, b) = (words(a), words(b));
+    (a[0] ^ b[0]) | (a[1] ^ b[1]) == 0
+}
+
+/// A packet that changes nothing but counters; `None` = look closer.
+#[inline(always)]
+fn known<F: Family>(skb: Skb, key: &F::Key, hit: &Hit, local: impl Fn(Entry) -> bool) -> Option<Fate> {
+    let is_tcp = hit.protocol == protocol::TCP;
+    if is_tcp {
+        let entry = F::find(key, table::ESTABLISHED)?;
+        let quiet = hit.flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0 && entry.state == state::ESTABLISHED;
+        if !quiet || entry.epoch != hit.epoch || !local(entry) {
+            return None;
+        }
+        let (segments, bytes) = skb.measure(hit.total, hit.headers);
+        entry.count(entry.side(hit.direction), segments, bytes, hit.flags, jiffies());
+        return Some(Fate::Pass);
+    }
+    let (entry, answered) = match F::find(key, table::ANSWERED) {
+        Some(entry) => (entry, true),
+        None => (F::find(key, table::EMBRYONIC)?, false),
+    };
+    let side = entry.side(hit.direction);
+    // The first reply promotes.
+    if entry.epoch != hit.epoch || !local(entry) || (side == 1 && !answered) {
+        return None;
+    }
+    let (segments, bytes) = skb.measure(hit.total, hit.headers);
+    entry.count(side, segments, bytes, 0, jiffies());
+    if entry.verdict == verdict::DENIED {
+        count(counters::DROPPED);
+        return Some(Fate::Drop);
+    }
+    Some(Fate::Pass)
+}
+
+/// The part of a simple packet's headers that both families share.
+#[inline(always)]
+fn simple<const N: usize>(packet: &mut parse::Packet, fast: &Fast<N>) {
+    packet.source_port = fast.source_port;
+    packet.destination_port = fast.destination_port;
+    packet.protocol = fast.protocol;
+    packet.tcp_flags = fast.tcp_flags;
+    packet.total = fast.total;
+    packet.headers = fast.headers as u16;
+    packet.fragment = parse::fragment::WHOLE;
+    packet.icmp = [0; 2];
+    packet.echo = parse::echo::NONE;
+}

@@ -1,0 +1,167 @@
+//! What the programs need of the kernel beside maps: the packet, atomics, clocks.
+
+use core::arch::asm;
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_skb_load_bytes};
+use sekisho_core::parse::Window;
+
+const RELAXED: AtomicOrdering = AtomicOrdering::Relaxed;
+
+/// Adds to a number that other CPUs add to as well, and returns what it was.
+#[inline(always)]
+pub(crate) fn fetch_add(number: &mut u64, value: u64) -> u64 {
+    // SAFETY: the reference is valid and aligned for the length of the call.
+    unsafe { atomic_xadd::<u64, u64, RELAXED>(number, value) }
+}
+
+/// Adds to a number that other CPUs add to as well.
+#[inline(always)]
+pub(crate) fn add(number: &mut u64, value: u64) {
+    let _ = fetch_add(number, value);
+}
+
+/// Writes `new` if the number is still `old`; tells whether it did.
+#[inline(always)]
+pub(crate) fn swap_if(number: &mut u32, old: u32, new: u32) -> bool {
+    let found: u32;
+    // SAFETY: as in `fetch_add`. By hand, because rustc's cmpxchg is refused by the linker.
+    unsafe {
+        asm!("w0 = cmpxchg32_32({number} + 0, w0, {new})", number = in(reg) number, new = in(wreg) new, inout("w0") old => found);
+    }
+    found == old
+}
+
+/// Writes `new` and returns what was there.
+#[inline(always)]
+pub(crate) fn swap(number: &mut u32, new: u32) -> u32 {
+    let found: u32;
+    // SAFETY: as in `fetch_add`.
+    unsafe {
+        asm!("{new} = xchg32_32({number} + 0, {new})", number = in(reg) number, new = inout(wreg) new => found);
+    }
+    found
+}
+
+/// The low half of the kernel's tick counter.
+#[inline(always)]
+pub(crate) fn jiffies() -> u32 {
+    // SAFETY: a helper without arguments.
+    (unsafe { bpf_jiffies64() }) as u32
+}
+
+/// Nanoseconds since boot, suspend included.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// A packet's context.
+#[derive(Clone, Copy)]
+pub(crate) struct Skb(pub(crate) *mut __sk_buff);
+
+macro_rules! fields {
+    ($($(#[$meta:meta])* $name:ident,)*) => {
+        $($(#[$meta])*
+        #[inline(always)]
+        pub(crate) fn $name(self) -> u32 {
+            // SAFETY: the context is valid as long as the program runs; the verifier rewrites the access.
+            unsafe { (*self.0).$name }
+        })*
+    };
+}
+
+impl Skb {
+    fields! {
+        /// Bytes from the start of data.
+        len,
+        /// The hook's interface.
+        ifindex,
+        /// The interface it came in by; 0 = made here.
+        ingress_ifindex,
+        /// Segments, where known.
+        gso_segs,
+        /// Payload per segment; 0 = one segment.
+        gso_size,
+    }
+
+    /// The socket's cookie; 0 = no socket.
+    #[inline(always)]
+    pub(crate) fn cookie(self) -> u64 {
+        // SAFETY: the context is valid.
+        unsafe { bpf_get_socket_cookie(self.0.cast()) }
+    }
+
+    /// Copies `count` bytes from the start of data; `count` must be provably 1 to the buffer's size.
+    #[inline(always)]
+    pub(crate) fn copy(self, buffer: *mut u8, count: u32) -> bool {
+        // SAFETY: the verifier proves that the buffer holds `count` bytes.
+        unsafe { bpf_skb_load_bytes(self.0.cast(), 0, buffer.cast(), count) == 0 }
+    }
+
+    /// Wire segments and IP bytes with every segment's headers, of a packet with `total` IP bytes, `headers` of them headers.
+    #[inline(always)]
+    pub(crate) fn measure(self, total: u32, headers: u32) -> (u64, u64) {
+        let size = self.gso_size();
+        if size == 0 {
+            return (1, u64::from(total));
+        }
+        let mut segments = self.gso_segs();
+        if segments == 0 {
+            let payload = total.saturating_sub(headers);
+            segments = (payload + size - 1).checked_div(size).unwrap_or(1);
+        }
+        if segments == 0 {
+            segments = 1;
+        }
+        (u64::from(segments), u64::from(total) + u64::from(segments - 1) * u64::from(headers))
+    }
+}
+
+/// Packet bytes that can be read directly.
+pub(crate) struct Direct {
+    data: usize,
+    end: usize,
+    length: usize,
+}
+
+impl Direct {
+    #[inline(always)]
+    pub(crate) fn new(skb: Skb) -> Self {
+        const DATA: usize = core::mem::offset_of!(__sk_buff, data);
+        const END: usize = core::mem::offset_of!(__sk_buff, data_end);
+        let (data, end): (usize, usize);
+        // The fields are 32 bits wide, but the verifier makes whole pointers of them. By hand, or the compiler would
+        // compare only their halves.
+        // SAFETY: loads from the context, which is valid.
+        unsafe {
+            asm!("{0} = *(u32 *)({1} + {2})", out(reg) data, in(reg) skb.0, const DATA, options(pure, readonly, nostack));
+            asm!("{0} = *(u32 *)({1} + {2})", out(reg) end, in(reg) skb.0, const END, options(pure, readonly, nostack));
+        }
+        Self { data, end, length: skb.len() as usize }
+    }
+}
+
+impl Window for Direct {
+    #[inline(always)]
+    fn get<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let at = self.data + offset;
+        if at + N > self.end {
+            return None;
+        }
+        // SAFETY: checked against the end of the packet, which the verifier insists on.
+        Some(unsafe { (at as *const [u8; N]).read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.length
+    }
+
+    #[inline(always)]
+    fn large(&self) -> bool {
+        false
+    }
+}

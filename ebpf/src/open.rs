@@ -1,0 +1,380 @@
+//! A packet without a flow: who is it, may it pass, and what is to be remembered.
+
+use aya_ebpf::bindings::__sk_buff;
+use sekisho_core::counters;
+use sekisho_core::layout::{
+    EGRESS, Endpoint, INGRESS, UNKNOWN, contact, end_reason, endpoint_flags, flow_flags, mode, reason, verdict,
+};
+use sekisho_core::parse::{Window, fragment, link_local, protocol};
+use sekisho_core::tcp::{self, First, state};
+use sekisho_core::verdict::{Question, isolated, judge, settle};
+
+use crate::budget::{self, config};
+use crate::{change, close};
+use crate::emit::{self, count, stateless};
+use crate::hot::equal;
+use crate::kernel::{Direct, Skb, add};
+use crate::promote::left;
+use crate::scratch::{Scratch, task};
+use crate::slow::{DROP, PASS, clear, is_tcp, one_way};
+use crate::tables::{self, ANY, Entry, Maps, NOEXIST, table};
+
+/// The packet's fate is up to the flow that is now in its table.
+pub(crate) const KEPT: u32 = 2;
+/// The endpoint is ours.
+const ADMITTED: u32 = 3;
+const EEXIST: i32 = -17;
+
+/// Judges the packet and does the scratch's task; `found` is the entry under its key.
+#[inline(never)]
+pub(crate) fn packet(ctx: *mut __sk_buff, scratch: &mut Scratch, found: Option<Entry>) -> u32 {
+    if admit(ctx, scratch) == PASS {
+        return PASS;
+    }
+    match found {
+        Some(entry) if scratch.task == task::AGAIN => change::recall(scratch, entry),
+        _ => opening(scratch),
+    }
+    let allowed = ask(scratch) != 0;
+    if !matches!(scratch.cause, 0 | reason::SPOOFED_SOURCE) && allowed {
+        return PASS;
+    }
+    outcome(scratch, allowed);
+    if scratch.task == task::AGAIN {
+        return found.map_or(PASS, |entry| change::packet(scratch, entry));
+    }
+    if scratch.state == state::RESET {
+        return lone_reset(scratch);
+    }
+    build(ctx, scratch);
+    keep(scratch, found)
+}
+
+/// Nothing to remember: the connection is over, and was not known.
+#[inline(always)]
+fn lone_reset(scratch: &Scratch) -> u32 {
+    if scratch.verdict != verdict::DENIED {
+        return PASS;
+    }
+    count(counters::NO_CONNECTION);
+    count(counters::DROPPED);
+    DROP
+}
+
+/// Puts the scratch's flow where the task wants it.
+#[inline(never)]
+fn keep(scratch: &mut Scratch, found: Option<Entry>) -> u32 {
+    let mut flags = NOEXIST;
+    if let Some(entry) = found {
+        if scratch.task == task::UNKEPT || !yields(scratch, entry) {
+            evidence(scratch);
+            stateless(counters::LOST_INSERT_FAILED);
+            return dispose(scratch);
+        }
+        if scratch.task == task::NONE {
+            return dispose(scratch);
+        }
+        flags = ANY;
+    }
+    evidence(scratch);
+    if !budget::insert(scratch.index) {
+        stateless(counters::LOST_INSERT_LIMITED);
+        return dispose(scratch);
+    }
+    if let Some(entry) = found {
+        clear_away(scratch, entry);
+    }
+    match tables::write(scratch, table::EMBRYONIC, flags) {
+        0 => emit::start(scratch),
+        EEXIST => {
+            // Another CPU opened the same flow first: its verdict holds for this packet too.
+            scratch.table = table::EMBRYONIC;
+            return KEPT;
+        }
+        _ => stateless(counters::LOST_INSERT_FAILED),
+    }
+    dispose(scratch)
+}
+
+/// Whether the flow in `entry` makes room for the scratch's. Sets the task to none where one record is enough.
+#[inline(always)]
+fn yields(scratch: &mut Scratch, entry: Entry) -> bool {
+    let denied = scratch.flow.verdict == verdict::DENIED;
+    if denied && entry.verdict == verdict::DENIED && !is_tcp(scratch) {
+        // Denied in both directions.
+        entry.count(1, scratch.segments, scratch.bytes, 0, scratch.jiffies);
+        scratch.task = task::NONE;
+        return true;
+    }
+    // A forged SYN must not end a live connection's record.
+    !denied || entry.verdict == verdict::DENIED || (is_tcp(scratch) && tcp::closed(entry.state))
+}
+
+/// Ends the flow whose place is taken.
+#[inline(always)]
+fn clear_away(scratch: &mut Scratch, entry: Entry) {
+    let cause = if entry.verdict == verdict::DENIED {
+        end_reason::DENIED
+    } else if is_tcp(scratch) && tcp::closed(entry.state) {
+        close::reason(entry.state)
+    } else {
+        end_reason::REPLACED
+    };
+    emit::end(scratch, entry, cause);
+    let place = scratch.table;
+    if place != table::EMBRYONIC && tables::remove(scratch, place) != 0 {
+        left(scratch.index, place);
+    }
+}
+
+/// A denied contact of the endpoint's own is evidence.
+#[inline(always)]
+fn evidence(scratch: &mut Scratch) {
+    let flow = &scratch.flow;
+    if flow.verdict == verdict::DENIED && flow.opened == EGRESS && matches!(flow.reason, reason::DEFAULT_DENY | reason::POLICY) {
+        let instance = flow.remote_instance;
+        emit::failed(scratch, contact::DENIED, instance);
+    }
+}
+
+/// Does what the verdict says.
+#[inline(always)]
+fn dispose(scratch: &Scratch) -> u32 {
+    if scratch.flow.verdict != verdict::DENIED {
+        return PASS;
+    }
+    count(counters::DROPPED);
+    if scratch.flow.reason == reason::NO_CONNECTION {
+        count(counters::NO_CONNECTION);
+    }
+    DROP
+}
+
+/// Fetches the endpoint and checks who speaks. [`PASS`] = the packet is no business of ours.
+#[inline(never)]
+pub(crate) fn admit(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+    let Some(endpoint) = tables::endpoint(scratch.endpoint) else {
+        count(counters::NO_ENDPOINT);
+        return PASS;
+    };
+    scratch.index = endpoint.index;
+    scratch.set = endpoint.set;
+    scratch.instance = endpoint.instance;
+    scratch.endpoint_flags = endpoint.flags;
+    if let Some(state) = tables::state(endpoint.index) {
+        let seen = if scratch.direction == INGRESS { &mut state.packets[1] } else { &mut state.packets[0] };
+        add(seen, scratch.segments);
+    }
+    let host = endpoint.flags & endpoint_flags::HOST_NETWORK != 0;
+    let ends = &scratch.ends;
+    // Cannot come over a veth; inside a pod or on the node it is a talk with oneself.
+    if scratch.link == 0 && (equal(&ends.local, &ends.remote) || loopback(&ends.remote)) {
+        return PASS;
+    }
+    if host {
+        return ADMITTED;
+    }
+    if scratch.direction == INGRESS {
+        // A pod's own packet that came back. Anyone may forge that source: believe only a socket.
+        let own = owns(endpoint, &ends.remote) && Skb(ctx).cookie() != 0;
+        return if own { PASS } else { ADMITTED };
+    }
+    if owns(endpoint, &ends.remote) {
+        return PASS;
+    }
+    if scratch.cause == 0 && (!(owns(endpoint, &ends.local) || link_local(&ends.local)) || foreign_mac(ctx, scratch, endpoint)) {
+        scratch.cause = reason::SPOOFED_SOURCE;
+    }
+    ADMITTED
+}
+
+/// Whether the frame bears another MAC than the pod's.
+#[inline(always)]
+fn foreign_mac(ctx: *mut __sk_buff, scratch: &Scratch, endpoint: &Endpoint) -> bool {
+    let own = endpoint.mac;
+    if scratch.link == 0 || own == [0; 6] {
+        return false;
+    }
+    Direct::new(Skb(ctx)).get::<6>(6).is_some_and(|mac| mac != own)
+}
+
+/// Whether an address is one of the endpoint's.
+#[inline(always)]
+pub(crate) fn owns(endpoint: &Endpoint, address: &[u8; 16]) -> bool {
+    let count = endpoint.address_count;
+    for (index, own) in endpoint.addresses.iter().enumerate() {
+        if index as u8 >= count {
+            break;
+        }
+        if equal(own, address) {
+            return true;
+        }
+    }
+    false
+}
+
+/// 127.0.0.0/8 and ::1.
+#[inline(always)]
+fn loopback(address: &[u8; 16]) -> bool {
+    let v4 = equal(address, &sekisho_core::parse::mapped([127, address[13], address[14], address[15]]));
+    v4 || equal(address, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+}
+
+/// Who opened what this packet is the first of, and the state it starts in.
+#[inline(always)]
+fn opening(scratch: &mut Scratch) {
+    let direction = scratch.direction;
+    scratch.opened = direction;
+    scratch.state = 0;
+    // With another cause than a forged source the flags say nothing.
+    if scratch.packet.protocol != protocol::TCP
+        || scratch.packet.fragment == fragment::LATER
+        || !matches!(scratch.cause, 0 | reason::SPOOFED_SOURCE)
+    {
+        return;
+    }
+    let flags = scratch.packet.tcp_flags;
+    match tcp::first(flags) {
+        First::Open => scratch.state = state::SYN_SENT,
+        First::Probe => scratch.state = state::PROBE,
+        First::Reset => {
+            scratch.opened = UNKNOWN;
+            scratch.state = state::RESET;
+        }
+        First::Accept => {
+            if direction == EGRESS {
+                answer_alone(scratch);
+            }
+            scratch.opened = 1 - (direction & 1);
+            scratch.state = state::SYN_RECEIVED;
+        }
+        First::Middle => {
+            let seen = if direction == EGRESS { state::ADOPTED_FORWARD } else { state::ADOPTED_REPLY };
+            scratch.opened = UNKNOWN;
+            scratch.state = tcp::next(seen, direction == INGRESS, flags);
+        }
+    }
+}
+
+/// The pod answers what this hook did not see come in. Where next to nothing comes in, that is evidence.
+#[inline(always)]
+fn answer_alone(scratch: &mut Scratch) {
+    if let Some(state) = tables::state(scratch.index)
+        && state.packets[1] <= state.packets[0] / 16
+    {
+        one_way(scratch);
+    }
+}
+
+/// Asks the tables about the scratch's flow; 1 = allowed.
+#[inline(never)]
+fn ask(scratch: &mut Scratch) -> u32 {
+    if !matches!(scratch.cause, 0 | reason::SPOOFED_SOURCE) {
+        let held = isolated(scratch.endpoint_flags, scratch.direction);
+        scratch.judgement.rule = 0;
+        scratch.judgement.class = 0;
+        scratch.judgement.remote_instance = 0;
+        scratch.judgement.flags = if held { flow_flags::ISOLATED } else { 0 };
+        return u32::from(!held);
+    }
+    // Who opened is not known: either direction will do.
+    let first = if scratch.opened == UNKNOWN { EGRESS } else { scratch.opened };
+    for direction in first..=INGRESS {
+        one(scratch, direction);
+        if scratch.judgement.allowed != 0 || scratch.opened != UNKNOWN {
+            break;
+        }
+    }
+    u32::from(scratch.judgement.allowed)
+}
+
+#[inline(never)]
+fn one(scratch: &mut Scratch, direction: u8) -> u32 {
+    let port = if direction == EGRESS { scratch.ends.remote_port } else { scratch.ends.local_port };
+    let question = Question {
+        set: scratch.set,
+        endpoint_flags: scratch.endpoint_flags,
+        remote: &scratch.ends.remote,
+        protocol: scratch.ends.protocol,
+        port,
+        direction,
+        own_node: scratch.own_node != 0,
+    };
+    let answer = judge(&Maps { room: &mut scratch.keys }, &question);
+    scratch.judgement.rule = answer.rule;
+    scratch.judgement.class = answer.class;
+    scratch.judgement.remote_instance = answer.remote_instance;
+    scratch.judgement.allowed = answer.allowed;
+    scratch.judgement.flags = answer.flags;
+    0
+}
+
+/// Verdict and reason of what the tables said, in the present mode.
+#[inline(always)]
+fn outcome(scratch: &mut Scratch, allowed: bool) {
+    (scratch.verdict, scratch.why) = if scratch.cause == reason::SPOOFED_SOURCE {
+        match scratch.mode {
+            mode::OBSERVE => (verdict::ALLOWED, 0),
+            mode::ENFORCE if !allowed || config().is_some_and(|config| config.spoof_enforce != 0) => (verdict::DENIED, reason::SPOOFED_SOURCE),
+            _ => (verdict::AUDIT, reason::SPOOFED_SOURCE),
+        }
+    } else {
+        let why = if scratch.cause == 0 && scratch.opened == UNKNOWN { reason::NO_CONNECTION } else { scratch.cause };
+        settle(allowed, why, scratch.mode)
+    };
+}
+
+/// Bits of a flow's flags that the judgement gives.
+#[inline(always)]
+pub(crate) fn flags(scratch: &Scratch) -> u8 {
+    let unjudged = if scratch.mode == mode::OBSERVE { flow_flags::UNJUDGED } else { 0 };
+    scratch.judgement.flags | unjudged
+}
+
+/// Writes the flow of the scratch's packet.
+#[inline(always)]
+fn build(ctx: *mut __sk_buff, scratch: &mut Scratch) {
+    let opened = scratch.opened;
+    let now = emit::clock(scratch);
+    let cookie = Skb(ctx).cookie();
+    let adopted = if opened == UNKNOWN { flow_flags::ADOPTED } else { 0 };
+    let flags = flags(scratch) | adopted;
+    let observed = scratch.mode == mode::OBSERVE;
+    let flow = &mut scratch.flow;
+    clear(flow);
+    if (opened ^ scratch.direction) & 1 == 0 {
+        flow.packets[0] = scratch.segments;
+        flow.bytes[0] = scratch.bytes;
+        flow.tcp_flags[0] = scratch.packet.tcp_flags;
+    } else {
+        flow.packets[1] = scratch.segments;
+        flow.bytes[1] = scratch.bytes;
+        flow.tcp_flags[1] = scratch.packet.tcp_flags;
+    }
+    flow.epoch = scratch.epoch;
+    flow.last = scratch.jiffies;
+    flow.local = scratch.ends.local;
+    flow.state = scratch.state;
+    flow.verdict = scratch.verdict;
+    flow.reason = scratch.why;
+    flow.opened = opened;
+    flow.flags = flags;
+    flow.first_flags = scratch.packet.tcp_flags;
+    flow.start_ns = now;
+    flow.born_ns = now;
+    flow.cookie = cookie;
+    flow.set = scratch.set;
+    flow.local_instance = scratch.instance;
+    flow.remote_instance = scratch.judgement.remote_instance;
+    flow.class = scratch.judgement.class;
+    flow.rule = if observed { 0 } else { scratch.judgement.rule };
+    flow.icmp = scratch.packet.icmp;
+    if scratch.why == reason::SPOOFED_SOURCE {
+        count(counters::SPOOFED);
+        if scratch.link != 0
+            && let Some(mac) = Direct::new(Skb(ctx)).get::<6>(6)
+        {
+            scratch.flow.mac = mac;
+        }
+    }
+}

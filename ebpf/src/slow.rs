@@ -1,0 +1,293 @@
+//! Every packet that is more than one look-up: first of its flow, changing a state, of an odd shape.
+
+use aya_ebpf::bindings::__sk_buff;
+use sekisho_core::counters;
+use sekisho_core::layout::{EGRESS, Flow, FragmentPorts, INGRESS, UNKNOWN, reason, verdict};
+use sekisho_core::parse::{self, Kind, Packet, fragment, protocol};
+use sekisho_core::tcp::{self, state};
+
+use crate::budget::config;
+use crate::emit::{self, count};
+use crate::hot::equal;
+use crate::kernel::{Skb, add, jiffies};
+use crate::maps::FRAGMENTS;
+use crate::promote::promote;
+use crate::scratch::{Copied, LOOK, Scratch, task};
+use crate::tables::{self, ANY, Entry, table};
+use crate::{close, error, open};
+
+/// Let it pass.
+pub(crate) const PASS: u32 = 0;
+/// Drop it.
+pub(crate) const DROP: u32 = 1;
+
+/// Judges a packet; its headers are in the scratch already where `packet.family` is not 0.
+#[inline(never)]
+pub(crate) fn packet(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+    let Some(config) = config() else { return PASS };
+    let skb = Skb(ctx);
+    scratch.epoch = config.epoch;
+    scratch.mode = config.mode;
+    scratch.jiffies = jiffies();
+    scratch.now = 0;
+    scratch.cause = 0;
+    scratch.length = skb.len();
+    scratch.large = u8::from(skb.gso_size() != 0);
+    // Made here and by a socket: forwarded packets came in somewhere, whatever socket they carry.
+    scratch.own_node = u8::from(scratch.direction == INGRESS && skb.ingress_ifindex() == 0 && skb.cookie() != 0);
+    let kind = if scratch.packet.family == 0 { read(ctx, scratch) } else { Kind::Flow as u32 };
+    if kind == Kind::Exempt as u32 {
+        count(counters::EXEMPT);
+        return PASS;
+    }
+    if kind == Kind::NonIp as u32 {
+        count(counters::NON_IP);
+        return PASS;
+    }
+    if kind == Kind::Malformed as u32 {
+        count(counters::MALFORMED);
+        nameless(scratch, reason::MALFORMED);
+    } else if kind == Kind::Unsupported as u32 {
+        count(counters::UNSUPPORTED);
+        nameless(scratch, reason::UNSUPPORTED);
+    }
+    (scratch.segments, scratch.bytes) = skb.measure(scratch.packet.total, u32::from(scratch.packet.headers));
+    name(scratch);
+    if kind == Kind::IcmpError as u32 {
+        if error::belongs(scratch) != 0 {
+            return PASS;
+        }
+        name(scratch);
+        scratch.cause = reason::NO_CONNECTION;
+    }
+    if scratch.packet.fragment != fragment::WHOLE && scratch.cause == 0 {
+        piece(scratch);
+    }
+    flow(ctx, scratch)
+}
+
+/// Reads the headers from a copy, which always holds what linear data may not.
+#[inline(never)]
+fn read(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+    scratch.packet = Packet::EMPTY;
+    let mut held = scratch.length;
+    if held > LOOK as u32 {
+        held = LOOK as u32;
+    }
+    if held == 0 {
+        return Kind::Malformed as u32;
+    }
+    scratch.held = held;
+    // The same number, proven anew: older verifiers lose the link between a value and its copies.
+    // SAFETY: the scratch's own field.
+    let count = ((unsafe { (&raw const scratch.held).read_volatile() }.wrapping_sub(1)) & 0xff) + 1;
+    if !Skb(ctx).copy(scratch.buffer.as_mut_ptr(), count) {
+        return Kind::Malformed as u32;
+    }
+    let window = Copied { buffer: &scratch.buffer, cursor: &raw mut scratch.cursor, held: held as usize, length: scratch.length as usize, large: scratch.large != 0 };
+    let kind = if scratch.link != 0 {
+        parse::frame(&window, &mut scratch.packet)
+    } else {
+        parse::network(&window, 0, &mut scratch.packet)
+    };
+    kind as u32
+}
+
+/// A packet whose headers ended in trouble: what follows the addresses does not count.
+#[inline(always)]
+fn nameless(scratch: &mut Scratch, cause: u8) {
+    scratch.cause = cause;
+    let packet = &mut scratch.packet;
+    packet.source_port = 0;
+    packet.destination_port = 0;
+    packet.tcp_flags = 0;
+    packet.echo = parse::echo::NONE;
+    packet.headers = 0;
+    packet.fragment = fragment::WHOLE;
+    if packet.family == 0 {
+        packet.family = 4;
+        packet.source = parse::mapped([0; 4]);
+        packet.destination = parse::mapped([0; 4]);
+    }
+    let there = scratch.length.saturating_sub(u32::from(scratch.link));
+    if packet.total == 0 || packet.total > there {
+        packet.total = there;
+    }
+}
+
+/// Derives ends and keys from the packet.
+#[inline(always)]
+pub(crate) fn name(scratch: &mut Scratch) {
+    scratch.ends.set(&scratch.packet, scratch.direction);
+    key(scratch);
+}
+
+/// Derives keys from the ends.
+#[inline(always)]
+pub(crate) fn key(scratch: &mut Scratch) {
+    scratch.ends.key4(scratch.endpoint, &mut scratch.key4);
+    scratch.ends.key6(scratch.endpoint, &mut scratch.key6);
+}
+
+/// Fragments: the first one tells the ports, later ones ask for them.
+#[inline(never)]
+fn piece(scratch: &mut Scratch) -> u32 {
+    let name = &mut scratch.fragment;
+    name.endpoint = scratch.endpoint;
+    name.id = scratch.packet.fragment_id;
+    name.source = scratch.packet.source;
+    name.destination = scratch.packet.destination;
+    name.protocol = scratch.packet.protocol;
+    if scratch.packet.fragment == fragment::FIRST {
+        let ports = FragmentPorts { local_port: scratch.ends.local_port, remote_port: scratch.ends.remote_port };
+        // Without room the later pieces are orphans, which are counted.
+        let _ = FRAGMENTS.insert(name, &ports, ANY);
+        return 0;
+    }
+    // SAFETY: read at once.
+    match unsafe { FRAGMENTS.get(name) } {
+        Some(ports) => {
+            scratch.ends.local_port = ports.local_port;
+            scratch.ends.remote_port = ports.remote_port;
+            key(scratch);
+        }
+        None => {
+            count(counters::FRAGMENT_ORPHAN);
+            scratch.cause = reason::FRAGMENT;
+        }
+    }
+    0
+}
+
+/// Whether the packet shows TCP flags.
+#[inline(always)]
+pub(crate) fn is_tcp(scratch: &Scratch) -> bool {
+    scratch.packet.protocol == protocol::TCP && scratch.packet.fragment != fragment::LATER && scratch.cause == 0
+}
+
+/// Finds the packet's flow and obeys it, or has it judged.
+#[inline(always)]
+fn flow(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+    scratch.counted = 0;
+    let mut found = lookup(scratch, scratch.packet.protocol);
+    scratch.task = triage(scratch, found);
+    if scratch.task != task::NONE {
+        // One call for all of them: the verifier walks each anew.
+        let fate = open::packet(ctx, scratch, found);
+        if fate != open::KEPT {
+            return fate;
+        }
+        let place = scratch.table;
+        found = tables::find(scratch, place);
+    }
+    let Some(entry) = found else { return PASS };
+    let side = entry.side(scratch.direction);
+    if scratch.counted == 0 {
+        entry.count(side, scratch.segments, scratch.bytes, scratch.packet.tcp_flags, scratch.jiffies);
+    }
+    if entry.verdict == verdict::DENIED {
+        count(counters::DROPPED);
+        return DROP;
+    }
+    advance(scratch, entry, side as u32)
+}
+
+/// Whether the entry settles the packet's fate.
+#[inline(always)]
+fn triage(scratch: &mut Scratch, found: Option<Entry>) -> u8 {
+    let Some(entry) = found else { return task::OPEN };
+    if !equal(&entry.local, &scratch.ends.local) {
+        count(counters::COLLISION);
+        return task::UNKEPT;
+    }
+    let side = entry.side(scratch.direction);
+    let tcp = is_tcp(scratch);
+    if tcp && tcp::opens(scratch.packet.tcp_flags) {
+        // The opener again: it heard no answer. Anything else is another connection.
+        let again = side == 0 && entry.opened != UNKNOWN && matches!(entry.state, state::SYN_SENT | state::SYN_RECEIVED);
+        if !again {
+            return task::INSTEAD;
+        }
+    }
+    if entry.epoch != scratch.epoch {
+        return task::AGAIN;
+    }
+    // Nothing of a denied flow passed, so this is no reply to it.
+    let reversed = entry.verdict == verdict::DENIED && side == 1 && !tcp && entry.opened != UNKNOWN && scratch.cause == 0;
+    if reversed { task::INSTEAD } else { task::NONE }
+}
+
+/// Looks the scratch's key up where a flow of `number` may be, and notes where it was.
+#[inline(always)]
+pub(crate) fn lookup(scratch: &mut Scratch, number: u8) -> Option<Entry> {
+    let firm = if number == protocol::TCP { table::ESTABLISHED } else { table::ANSWERED };
+    scratch.table = firm;
+    if let Some(entry) = tables::find(scratch, firm) {
+        return Some(entry);
+    }
+    scratch.table = table::EMBRYONIC;
+    tables::find(scratch, table::EMBRYONIC)
+}
+
+/// What an allowed packet, already counted, does to its flow's state. Always [`PASS`].
+#[inline(never)]
+pub(crate) fn advance(scratch: &mut Scratch, entry: Entry, side: u32) -> u32 {
+    if scratch.cause != 0 {
+        return PASS;
+    }
+    if is_tcp(scratch) {
+        return step(scratch, entry, side == 1);
+    }
+    if side == 1 && scratch.table == table::EMBRYONIC && scratch.packet.protocol != protocol::TCP {
+        entry.raw().state = 1;
+        promote(scratch, entry, table::ANSWERED);
+    }
+    PASS
+}
+
+#[inline(always)]
+fn step(scratch: &mut Scratch, entry: Entry, reply: bool) -> u32 {
+    let flags = scratch.packet.tcp_flags;
+    let before = entry.state;
+    let after = tcp::next(before, reply, flags);
+    if after == before {
+        // The opener acknowledges an answer that this hook did not see.
+        if before == state::SYN_SENT && !reply && flags & (tcp::SYN | tcp::ACK) == tcp::ACK && entry.opened == EGRESS && entry.packets[1] == 0 {
+            one_way(scratch);
+        }
+        return PASS;
+    }
+    let start_ns = entry.start_ns;
+    if before == state::SYN_SENT && after == state::SYN_RECEIVED {
+        let since = emit::clock(scratch).saturating_sub(start_ns) / 1000;
+        entry.raw().rtt_us = since.min(u64::from(u32::MAX)) as u32;
+    }
+    entry.raw().state = after;
+    if after == state::RESET && reply && matches!(before, state::SYN_SENT | state::PROBE) {
+        emit::refused(scratch, entry);
+    }
+    if tcp::promotes(before, after, reply) && scratch.table == table::EMBRYONIC {
+        promote(scratch, entry, table::ESTABLISHED);
+    }
+    if tcp::closed(after) {
+        close::closed(scratch, start_ns, u32::from(after));
+    }
+    PASS
+}
+
+/// Evidence that one direction passes by this hook unseen.
+#[inline(always)]
+pub(crate) fn one_way(scratch: &mut Scratch) {
+    if let Some(endpoint) = tables::endpoint(scratch.endpoint)
+        && let Some(state) = tables::state(endpoint.index)
+    {
+        add(&mut state.one_way, 1);
+    }
+}
+
+/// All bytes zero, word by word.
+#[inline(always)]
+pub(crate) fn clear(flow: &mut Flow) {
+    // SAFETY: `Flow` is 128 bytes, aligned to 8, and zero is a value of it.
+    unsafe { core::ptr::from_mut(flow).cast::<[u64; 16]>().write([0; 16]) };
+}

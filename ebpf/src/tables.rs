@@ -1,0 +1,257 @@
+//! Flow tables by family and kind, and the policy tables that a judgement asks.
+
+use core::ptr::NonNull;
+
+use aya_ebpf::maps::lpm_trie::Key;
+use sekisho_core::layout::{
+    Address, AddressEntry, CidrKey, Endpoint, EndpointState, Flow, FlowKey4, FlowKey6, PortKey, RuleKey, Rules, Vip, VipKey,
+};
+use sekisho_core::verdict::Tables;
+
+use crate::kernel::add;
+use crate::maps::{
+    ADDRESSES, ANSWERED4, ANSWERED6, CIDRS, EMBRYONIC4, EMBRYONIC6, ENDPOINT_STATES, ENDPOINTS, ESTABLISHED4, ESTABLISHED6, PORTS, RULES,
+    VIPS,
+};
+use crate::scratch::Scratch;
+
+/// Which of a family's tables.
+pub(crate) mod table {
+    /// Not answered yet, or denied.
+    pub(crate) const EMBRYONIC: u8 = 0;
+    /// TCP connections.
+    pub(crate) const ESTABLISHED: u8 = 1;
+    /// Answered datagram flows.
+    pub(crate) const ANSWERED: u8 = 2;
+}
+
+/// Update flag: only if the key is not there.
+pub(crate) const NOEXIST: u64 = 1;
+/// Update flag: whether or not it is there.
+pub(crate) const ANY: u64 = 0;
+
+/// An address family's keys and tables.
+pub(crate) trait Family {
+    /// Its flow key.
+    type Key;
+    /// Looks a flow up.
+    fn find(key: &Self::Key, table: u8) -> Option<Entry>;
+    /// Writes a flow; the kernel's error number, 0 = done.
+    fn write(key: &Self::Key, table: u8, flow: &Flow, flags: u64) -> i32;
+    /// Removes a flow; whether it was there.
+    fn remove(key: &Self::Key, table: u8) -> bool;
+}
+
+/// IPv4.
+pub(crate) struct V4;
+/// IPv6.
+pub(crate) struct V6;
+
+macro_rules! family {
+    ($family:ident, $key:ident, $embryonic:ident, $established:ident, $answered:ident) => {
+        impl Family for $family {
+            type Key = $key;
+
+            #[inline(always)]
+            fn find(key: &$key, table: u8) -> Option<Entry> {
+                match table {
+                    table::ESTABLISHED => $established.get_ptr_mut(key),
+                    table::ANSWERED => $answered.get_ptr_mut(key),
+                    _ => $embryonic.get_ptr_mut(key),
+                }
+                .and_then(NonNull::new)
+                .map(Entry)
+            }
+
+            #[inline(always)]
+            fn write(key: &$key, table: u8, flow: &Flow, flags: u64) -> i32 {
+                let done = match table {
+                    table::ESTABLISHED => $established.insert(key, flow, flags),
+                    table::ANSWERED => $answered.insert(key, flow, flags),
+                    _ => $embryonic.insert(key, flow, flags),
+                };
+                match done {
+                    Ok(()) => 0,
+                    Err(number) => number,
+                }
+            }
+
+            #[inline(always)]
+            fn remove(key: &$key, table: u8) -> bool {
+                match table {
+                    table::ESTABLISHED => $established.remove(key),
+                    table::ANSWERED => $answered.remove(key),
+                    _ => $embryonic.remove(key),
+                }
+                .is_ok()
+            }
+        }
+    };
+}
+family!(V4, FlowKey4, EMBRYONIC4, ESTABLISHED4, ANSWERED4);
+family!(V6, FlowKey6, EMBRYONIC6, ESTABLISHED6, ANSWERED6);
+
+/// A flow in its table. Other CPUs change it at the same time, and the kernel may give its memory to another
+/// flow at once: what is written here is only counters, times, flags and states.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry(pub(crate) NonNull<Flow>);
+
+impl core::ops::Deref for Entry {
+    type Target = Flow;
+
+    #[inline(always)]
+    fn deref(&self) -> &Flow {
+        // SAFETY: map memory stays readable until the program ends; every field is a plain number.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Entry {
+    /// For writing numbers in place.
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "map memory, shared with other CPUs")]
+    pub(crate) fn raw(&self) -> &mut Flow {
+        // SAFETY: as for `deref`.
+        unsafe { &mut *self.0.as_ptr() }
+    }
+
+    /// 0 if a packet in `direction` is a forward one, 1 if it is a reply.
+    #[inline(always)]
+    pub(crate) fn side(&self, direction: u8) -> usize {
+        usize::from((self.opened ^ direction) & 1)
+    }
+
+    /// Counts a packet.
+    #[inline(always)]
+    pub(crate) fn count(&self, side: usize, segments: u64, bytes: u64, flags: u8, jiffies: u32) {
+        let flow = self.raw();
+        let side = side & 1;
+        // SAFETY: `side` is 0 or 1.
+        unsafe {
+            add(flow.packets.get_unchecked_mut(side), segments);
+            add(flow.bytes.get_unchecked_mut(side), bytes);
+            let seen = flow.tcp_flags.get_unchecked_mut(side);
+            if *seen | flags != *seen {
+                *seen |= flags;
+            }
+        }
+        if flow.last != jiffies {
+            flow.last = jiffies;
+        }
+    }
+
+    /// Copies the flow out, word by word.
+    #[inline(always)]
+    pub(crate) fn copy_to(&self, flow: &mut Flow) {
+        // SAFETY: both are aligned to 8 and 128 bytes long.
+        unsafe { core::ptr::copy_nonoverlapping(self.0.as_ptr().cast::<[u64; 16]>(), core::ptr::from_mut(flow).cast(), 1) };
+    }
+}
+
+/// Looks the scratch's key up in `table`.
+#[inline(never)]
+pub(crate) fn find(scratch: &mut Scratch, table: u8) -> Option<Entry> {
+    if scratch.packet.family == 6 { V6::find(&scratch.key6, table) } else { V4::find(&scratch.key4, table) }
+}
+
+/// Writes the scratch's flow under its key; the kernel's error number, 0 = done.
+#[inline(never)]
+pub(crate) fn write(scratch: &mut Scratch, table: u8, flags: u64) -> i32 {
+    if scratch.packet.family == 6 {
+        V6::write(&scratch.key6, table, &scratch.flow, flags)
+    } else {
+        V4::write(&scratch.key4, table, &scratch.flow, flags)
+    }
+}
+
+/// Removes the scratch's key from `table`; 1 = it was there.
+#[inline(never)]
+pub(crate) fn remove(scratch: &mut Scratch, table: u8) -> u32 {
+    let done = if scratch.packet.family == 6 { V6::remove(&scratch.key6, table) } else { V4::remove(&scratch.key4, table) };
+    u32::from(done)
+}
+
+/// The endpoint that the scratch is about.
+#[inline(always)]
+pub(crate) fn endpoint(number: u32) -> Option<&'static Endpoint> {
+    // SAFETY: user space replaces endpoints whole, and the memory lives until the program ends.
+    unsafe { ENDPOINTS.get(&number) }
+}
+
+/// What the kernel keeps of the endpoint in slot `index`.
+#[inline(always)]
+pub(crate) fn state(index: u32) -> Option<&'static mut EndpointState> {
+    // SAFETY: array memory lives as long as the map; every field is a plain number.
+    ENDPOINT_STATES.get_ptr_mut(index).map(|p| unsafe { &mut *p })
+}
+
+/// The policy maps. Keys are built in the scratch: on the stack their stores would have to be aligned.
+pub(crate) struct Maps<'a> {
+    /// Room for one key.
+    pub(crate) room: &'a mut KeyRoom,
+}
+
+/// Room for the keys of the policy maps.
+#[repr(C)]
+pub(crate) struct KeyRoom {
+    cidr: Key<CidrKey>,
+    vip: VipKey,
+    rule: RuleKey,
+    port: Key<PortKey>,
+    pad: [u8; 9],
+}
+
+impl Maps<'_> {
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "the trait asks by reference; nobody else holds the room")]
+    fn room(&self) -> &mut KeyRoom {
+        // SAFETY: the scratch's owner lent the room for as long as this lives.
+        unsafe { &mut *core::ptr::from_ref::<KeyRoom>(self.room).cast_mut() }
+    }
+}
+
+impl Tables for Maps<'_> {
+    #[inline(always)]
+    fn address(&self, address: &Address) -> Option<AddressEntry> {
+        // SAFETY: read at once; user space replaces entries whole.
+        unsafe { ADDRESSES.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn cidr(&self, address: &Address) -> Option<u32> {
+        let key = &mut self.room().cidr;
+        key.prefix_len = 128;
+        key.data.address = *address;
+        CIDRS.get(key).copied()
+    }
+
+    #[inline(always)]
+    fn vip(&self, address: &Address, port: u16, protocol: u8) -> Option<Vip> {
+        let key = &mut self.room().vip;
+        key.address = *address;
+        key.port = port;
+        key.protocol = protocol;
+        // SAFETY: as in `address`.
+        unsafe { VIPS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn rules(&self, set: u32, class: u32, direction: u8) -> Option<Rules> {
+        let key = &mut self.room().rule;
+        key.set = set;
+        key.class = class;
+        key.direction = u32::from(direction);
+        // SAFETY: as in `address`.
+        unsafe { RULES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn port(&self, table: u32, protocol: u8, port: u16) -> Option<u32> {
+        let key = &mut self.room().port;
+        key.prefix_len = 56;
+        key.data.table = table.to_be_bytes();
+        key.data.protocol = protocol;
+        key.data.port = port.to_be_bytes();
+        PORTS.get(key).copied()
+    }
+}
