@@ -192,7 +192,7 @@ impl Programs {
             map: data.fd().as_fd().as_raw_fd().cast_unsigned(),
             pad: 0,
             key: key.as_ptr() as u64,
-            value: value.as_mut_ptr() as u64,
+            value: if value.is_empty() { 0 } else { value.as_mut_ptr() as u64 },
             flags: 0,
         };
         // SAFETY: key and value have the sizes that the kernel reads and writes, checked above, and outlive the call.
