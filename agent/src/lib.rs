@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod daemon;
 pub mod datapath;
 pub mod detect;
 pub mod export;

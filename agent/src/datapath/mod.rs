@@ -215,6 +215,14 @@ impl Datapath {
         self.config.epoch
     }
 
+    /// How interfaces are attached to, as an operator names it.
+    pub fn backend_name(&self) -> &'static str {
+        match self.attacher.backend {
+            Backend::Tcx => "tcx",
+            Backend::Clsact => "clsact",
+        }
+    }
+
     /// Sets the mode; every cached verdict is judged again. Returns the new epoch.
     pub fn set_mode(&mut self, mode: u32) -> Result<u32, ApplyError> {
         if self.config.mode != mode {

@@ -1,0 +1,154 @@
+//! The policy's way: snapshot, pods found, compile, journal, kernel, in that order.
+//!
+//! The order is what keeps every moment consistent: addresses of local pods are found before the compile that needs them,
+//! numbers are written down before a packet can bear them, and the engine knows the policy of an epoch before it reads that epoch's events.
+
+use std::sync::Arc;
+
+use sekisho_core::layout::mode;
+use sekisho_proto as proto;
+use tracing::{error, info, warn};
+
+use super::pump::{Pump, now};
+use crate::api::Refusal;
+use crate::datapath::ChangeKind;
+use crate::flow::{Body, EndpointView, Explainer};
+use crate::policy::{Compiled, Decision, Input, Question};
+
+impl Explainer for Compiled {
+    fn explain(&self, question: &Question) -> Decision {
+        Compiled::explain(self, question)
+    }
+}
+
+impl Pump {
+    /// Takes the snapshot over: local pods, policy, identities.
+    pub(super) fn take_snapshot(&mut self) {
+        let node = &self.args.node_name;
+        let here = |p: &&Arc<_>| pod_is_here(p, node);
+        self.local = self.snapshot.pods.values().filter(here).cloned().collect();
+        self.reconcile();
+        self.compile();
+    }
+
+    /// Looks whether pods, interfaces or addresses of this node have come or gone.
+    pub(super) fn look_for_pods(&mut self) {
+        let addresses = self.datapath.node_addresses();
+        let moved = addresses != self.node_addresses;
+        self.node_addresses = addresses;
+        if self.reconcile() || moved {
+            self.compile();
+        }
+    }
+
+    fn reconcile(&mut self) -> bool {
+        let changes = self.datapath.reconcile(&self.local);
+        for change in &changes {
+            let pod = self.pod_text(&change.uid);
+            match change.kind {
+                ChangeKind::Gone => {
+                    info!("{pod}: gone");
+                    self.engine.on_endpoint_gone(change.number);
+                }
+                ChangeKind::Found => info!("{pod}: found"),
+                ChangeKind::Changed => info!("{pod}: changed"),
+            }
+        }
+        self.known = self
+            .datapath
+            .endpoints()
+            .filter(|e| !e.addresses.is_empty() && !e.host_network)
+            .map(|e| (e.uid.clone(), e.addresses.clone()))
+            .collect();
+        !changes.is_empty()
+    }
+
+    /// Compiles the snapshot and puts the outcome in force, or keeps what is in force and says why.
+    fn compile(&mut self) {
+        let compiled = self.compiler.compile(&Input {
+            snapshot: &self.snapshot,
+            node: &self.args.node_name,
+            node_addresses: &self.node_addresses,
+            found: &self.known,
+            instances: &self.journal,
+        });
+        let now = now(&mut self.datapath);
+        let directory = self.journal.refresh(&self.snapshot, &self.known, &compiled.rules, now.boot_ns);
+        self.set_directory(directory);
+        match self.datapath.apply(&compiled.tables) {
+            Ok(applied) => {
+                self.warn_anew(&compiled);
+                self.refused = None;
+                self.applied_ns = now.wall_ns;
+                let compiled = Arc::new(compiled);
+                self.engine.set_policy(applied.epoch, compiled.clone());
+                self.compiled = Some(compiled);
+                if applied.changed {
+                    self.tell_policy("applied", None);
+                }
+            }
+            Err(e) => {
+                error!("{e}");
+                self.refused = Some(e.to_string());
+                self.tell_policy("refused", Some(e.to_string()));
+            }
+        }
+        self.tell_endpoints();
+        self.tell_ready();
+    }
+
+    /// Logs the warnings that the policy before did not have.
+    fn warn_anew(&self, compiled: &Compiled) {
+        let before = self.compiled.as_ref().map_or(&[][..], |c| &c.warnings);
+        for warning in compiled.warnings.iter().filter(|w| !before.contains(w)) {
+            warn!("{warning}");
+        }
+    }
+
+    /// Tells the engine where pods are attached now.
+    pub(super) fn tell_endpoints(&mut self) {
+        for endpoint in self.datapath.endpoints().filter(|e| e.number != 0) {
+            let Some(pod) = self.local.iter().find(|p| p.uid == endpoint.uid) else { continue };
+            let view = EndpointView {
+                index: endpoint.index,
+                instance: crate::policy::Instances::pod(&self.journal, &pod.uid),
+                pod: (pod.namespace.clone(), pod.name.clone()),
+                interface: endpoint.interface.clone(),
+                one_way: endpoint.coverage == crate::datapath::Coverage::OneWay,
+            };
+            self.engine.set_endpoint(endpoint.number, view);
+        }
+    }
+
+    fn tell_policy(&mut self, action: &str, error: Option<String>) {
+        let change = proto::PolicyChange {
+            action: action.to_owned(),
+            epoch: self.datapath.epoch(),
+            mode: mode::name(self.datapath.mode()).map(str::to_owned),
+            error,
+            policies: u32::try_from(self.snapshot.policies.len()).unwrap_or(u32::MAX),
+        };
+        self.engine.push(Body::Policy(Arc::new(change)));
+    }
+
+    /// Shows the mode; sets it first where one is given.
+    pub(super) fn mode(&mut self, set: Option<u32>) -> Result<proto::ModeResponse, Refusal> {
+        if let Some(wanted) = set
+            && wanted != self.datapath.mode()
+        {
+            let epoch = self.datapath.set_mode(wanted).map_err(|e| Refusal::Unavailable(e.to_string()))?;
+            if let Some(compiled) = &self.compiled {
+                self.engine.set_policy(epoch, compiled.clone());
+            }
+            info!(mode = mode::name(wanted), "the mode is set");
+            self.tell_policy("mode", None);
+        }
+        let mode = mode::name(self.datapath.mode()).unwrap_or("unknown").to_owned();
+        Ok(proto::ModeResponse { mode, epoch: self.datapath.epoch() })
+    }
+}
+
+/// Whether a pod is this node's and still has its addresses.
+fn pod_is_here(pod: &crate::inventory::Pod, node: &str) -> bool {
+    !pod.finished && pod.node.as_deref() == Some(node)
+}

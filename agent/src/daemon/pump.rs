@@ -1,0 +1,409 @@
+//! The pump: one thread that owns the datapath, the policy compiler, the flow engine and the detections.
+//!
+//! It turns on a short beat: a changed manifest is in the kernel within a beat, an event in the book within one. What is rarer has a
+//! period of its own, each a [`Timer`].
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use sekisho_core::layout::{self, FlowEvent};
+use sekisho_proto as proto;
+use tracing::{error, info, warn};
+
+use super::control::{Command, Shared};
+use super::kernel::{Asked, flow_table, found};
+use crate::cli::{AgentArgs, Exit, Failure, Mode, TcBackend};
+use crate::datapath::{self, Coverage, Datapath, Options, Watcher};
+use crate::detect::Detector;
+use crate::flow::{Body, Book, BootSeed, Context, Directory, Engine, Header, Journal, KernelTally, Ledger, Now, RunState, Settings};
+use crate::inventory::files::Source;
+use crate::inventory::{Pod, Snapshot};
+use crate::policy::{Compiled, Compiler, Instances as _};
+
+/// How often rings are read and changes looked for.
+const BEAT: Duration = Duration::from_millis(10);
+/// How long closed flows may wait for their end beyond their linger.
+const REAP: Duration = Duration::from_millis(100);
+/// How often the flow tables are walked.
+const SWEEP: Duration = Duration::from_secs(2);
+/// How often attachments and coverage are checked.
+const CHECK: Duration = Duration::from_secs(2);
+/// How often pods are looked for without being woken, while some are missing and otherwise.
+const LOOK_MISSING: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_secs(5);
+/// How often the run's progress is written down for the next run.
+const NOTE: Duration = Duration::from_secs(1);
+/// How often the journal forgets.
+const FORGET: Duration = Duration::from_secs(60);
+
+/// Something with a period.
+struct Timer {
+    period: Duration,
+    due: Instant,
+}
+
+impl Timer {
+    fn every(period: Duration) -> Self {
+        Self { period, due: Instant::now() + period }
+    }
+
+    /// Whether it is due; if so, it is set again.
+    fn rings(&mut self, now: Instant) -> bool {
+        let rings = now >= self.due;
+        if rings {
+            self.due = now + self.period;
+        }
+        rings
+    }
+}
+
+/// See the module.
+pub(super) struct Pump {
+    pub(super) args: AgentArgs,
+    commands: Receiver<Command>,
+    shared: Arc<Shared>,
+    pub(super) datapath: Datapath,
+    watcher: Option<Watcher>,
+    source: Option<Source>,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) local: Vec<Arc<Pod>>,
+    pub(super) node_addresses: Vec<IpAddr>,
+    pub(super) compiler: Compiler,
+    pub(super) compiled: Option<Arc<Compiled>>,
+    /// Why the last compile is not in force, if it is not.
+    pub(super) refused: Option<String>,
+    /// When the policy in force was applied, nanoseconds since 1970 UTC.
+    pub(super) applied_ns: u64,
+    pub(super) journal: Journal,
+    pub(super) engine: Engine,
+    pub(super) detector: Detector,
+    pub(super) directory: Arc<Directory>,
+    pub(super) ledger: Ledger,
+    book: Arc<Book>,
+    header: Arc<Header>,
+    pub(super) started_ns: u64,
+    pub(super) known: HashMap<Arc<str>, Vec<IpAddr>>,
+    events: Vec<FlowEvent>,
+}
+
+impl Pump {
+    /// Opens the node: reads the manifests, adopts or loads the programs, puts the policy in force.
+    pub(super) fn open(args: &AgentArgs, commands: Receiver<Command>, shared: Arc<Shared>) -> Result<Self, Failure> {
+        let cannot = |e: &dyn std::fmt::Display| Failure::new(Exit::CannotRun, e);
+        let source = args.manifests.as_deref().map(start_source).transpose()?;
+        let options = Options {
+            pin_dir: args.pin_dir.clone(),
+            tc_backend: match args.tc_backend {
+                TcBackend::Auto => datapath::TcBackend::Auto,
+                TcBackend::Tcx => datapath::TcBackend::Tcx,
+                TcBackend::Clsact => datapath::TcBackend::Clsact,
+            },
+            memory_budget: args.memory_budget,
+            node: args.node_name.clone(),
+        };
+        let mut datapath = Datapath::open(&options).map_err(|e| cannot(&e))?;
+        datapath.set_mode(mode_number(args.mode)).map_err(|e| cannot(&e))?;
+        datapath.set_spoof_enforce(true).map_err(|e| cannot(&e))?;
+        let now = now(&mut datapath);
+        let used = datapath.used_ids();
+        let store = datapath.journal().map_err(|e| cannot(&format!("the journal cannot be opened: {e}")))?;
+        let journal = Journal::open(Box::new(store), used.instance);
+        let previous = journal.previous_run();
+        let header = Arc::new(Header {
+            run: run_id().into(),
+            node: args.node_name.as_str().into(),
+            cluster: args.cluster.as_deref().map(Arc::from),
+            previous: previous.as_ref().map(|p| (p.run.as_str().into(), p.seq)),
+        });
+        let counters = datapath.counters();
+        let kernel = KernelTally::new(&counters, previous.as_ref().map(|p| p.counters.as_slice()));
+        if datapath.adopted() {
+            info!(unattended = kernel.unattended(), "adopted what an earlier agent left at work");
+        }
+        let settings = Settings {
+            first_update_ns: nanoseconds(args.first_update),
+            update_ns: nanoseconds(args.update_interval),
+            ..Settings::default()
+        };
+        let directory = journal.directory(now.boot_ns);
+        let mut engine = Engine::new(BootSeed::new(&boot_id()), &now, directory.clone(), settings);
+        engine.tally_mut().begin(&counters);
+        engine.adopt_summarised(&datapath.summarised());
+        let watcher = datapath::watch().map_err(|e| warn!("pods are looked for every {LOOK:?} only: {e}")).ok();
+        let mut pump = Self {
+            snapshot: source.as_ref().map(Source::current).unwrap_or_default(),
+            args: args.clone(),
+            commands,
+            shared,
+            watcher,
+            source,
+            local: Vec::new(),
+            node_addresses: datapath.node_addresses(),
+            compiler: Compiler::new(used),
+            compiled: None,
+            refused: None,
+            applied_ns: now.wall_ns,
+            journal,
+            engine,
+            detector: Detector::new(&args.node_name, now.wall_ns),
+            directory,
+            ledger: Ledger::new(kernel),
+            book: Arc::new(Book::new(args.history as usize)),
+            header,
+            started_ns: now.wall_ns,
+            known: HashMap::new(),
+            events: Vec::with_capacity(4096),
+            datapath,
+        };
+        pump.take_snapshot();
+        Ok(pump)
+    }
+
+    pub(super) fn book(&self) -> Arc<Book> {
+        self.book.clone()
+    }
+
+    pub(super) fn header(&self) -> Arc<Header> {
+        self.header.clone()
+    }
+
+    /// Turns until told to stop, then ends in order.
+    pub(super) fn run(mut self) -> Result<(), Failure> {
+        let mut timers = Timers::new(self.args.ledger_interval);
+        loop {
+            match self.commands.recv_timeout(BEAT) {
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(command) => self.answer(command),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.beat(&mut timers);
+        }
+        self.end()
+    }
+
+    fn beat(&mut self, timers: &mut Timers) {
+        let instant = Instant::now();
+        let now = now(&mut self.datapath);
+        self.look_for_changes(timers, instant);
+        self.drain(now);
+        if timers.reap.rings(instant) {
+            self.reap(now);
+        }
+        if timers.sweep.rings(instant) {
+            self.sweep(now);
+        }
+        if timers.check.rings(instant) {
+            self.check();
+        }
+        if timers.ledger.rings(instant) {
+            self.engine.on_summarised(&self.datapath.summarised());
+            let ledger = self.ledger();
+            self.engine.push(Body::Ledger(Arc::new(ledger)));
+        }
+        if timers.note.rings(instant) {
+            self.note();
+        }
+        if timers.forget.rings(instant) {
+            let directory = self.journal.expire(now.boot_ns);
+            self.set_directory(directory);
+        }
+        for alert in self.detector.tick(&now) {
+            self.engine.push(Body::Alert(Arc::new(alert)));
+        }
+        self.engine.flush(&self.book, &now);
+    }
+
+    /// Who is who, for everybody who writes names.
+    pub(super) fn set_directory(&mut self, directory: Arc<Directory>) {
+        self.engine.set_directory(directory.clone());
+        self.detector.set_directory(directory.clone());
+        self.directory = directory;
+    }
+
+    fn look_for_changes(&mut self, timers: &mut Timers, instant: Instant) {
+        let next = self.source.as_ref().map(Source::current).filter(|s| s.generation != self.snapshot.generation);
+        let woken = self.watcher.as_mut().is_some_and(|w| w.wait(Duration::ZERO).unwrap_or(true));
+        if let Some(next) = next {
+            self.snapshot = next;
+            self.take_snapshot();
+        } else if woken || timers.look.rings(instant) {
+            self.look_for_pods();
+        } else {
+            return;
+        }
+        let missing = self.datapath.endpoints().any(|e| !e.ready);
+        timers.look = Timer::every(if missing { LOOK_MISSING } else { LOOK });
+    }
+
+    /// Reads the rings into records.
+    fn drain(&mut self, now: Now) {
+        let events = &mut self.events;
+        self.datapath.drain(&mut |event| events.push(*event));
+        let mut context = Context { now, kernel: &mut Asked(&mut self.datapath), witness: &mut self.detector };
+        for event in self.events.drain(..) {
+            self.engine.on_event(&event, &mut context);
+        }
+        // The memory of a burst is not kept.
+        self.events.shrink_to(65_536);
+    }
+
+    fn reap(&mut self, now: Now) {
+        let engine = &mut self.engine;
+        self.datapath.reap(&mut |key, family, reason, flow| engine.on_reaped(family, key, reason, flow));
+        let (detector, directory, journal) = (&mut self.detector, &self.directory, &self.journal);
+        self.datapath.contacts(&mut |endpoint, contact| {
+            if let Some(source) = directory.identities.get(&journal.pod(&endpoint.uid)) {
+                detector.kernel_contact(source, contact, endpoint.coverage == Coverage::OneWay, &now);
+            }
+        });
+        self.engine.settle(&mut Context { now, kernel: &mut Asked(&mut self.datapath), witness: &mut self.detector });
+    }
+
+    /// Walks the flow tables.
+    fn sweep(&mut self, now: Now) {
+        self.engine.begin_sweep(&self.datapath.counters());
+        let engine = std::cell::RefCell::new(&mut self.engine);
+        self.datapath.sweep(
+            &mut |table, family, key, flow| found(engine.borrow_mut().on_swept(flow_table(table), family, key, flow, &now)),
+            &mut |table, family, key, flow| engine.borrow_mut().on_removed(flow_table(table), family, key, flow),
+        );
+        self.drain(now);
+        self.engine.end_sweep(&mut Context { now, kernel: &mut Asked(&mut self.datapath), witness: &mut self.detector });
+    }
+
+    /// Has the attachments checked and says what was found.
+    fn check(&mut self) {
+        let found = self.datapath.check();
+        let changed = !found.is_empty();
+        for event in found {
+            warn!(interface = event.interface.as_deref(), "{}: {}", self.pod_text(&event.uid), event.message);
+            let coverage = proto::Coverage {
+                event: event.event.to_owned(),
+                pod: self.local.iter().find(|p| p.uid == event.uid).map(|p| super::status::pod(p)),
+                interface: event.interface.as_deref().map(str::to_owned),
+                attach: event.attach.name().to_owned(),
+                message: event.message,
+            };
+            self.engine.push(Body::Coverage(Arc::new(coverage)));
+        }
+        if changed {
+            self.look_for_pods();
+            self.tell_endpoints();
+        }
+        self.tell_ready();
+    }
+
+    /// The pod by name where it is known.
+    pub(super) fn pod_text(&self, uid: &str) -> String {
+        let pod = self.local.iter().find(|p| *p.uid == *uid);
+        pod.map_or_else(|| format!("pod {uid}"), |p| format!("{}/{}", p.namespace, p.name))
+    }
+
+    pub(super) fn tell_ready(&self) {
+        self.shared.set_ready(self.unready().is_empty());
+    }
+
+    /// Writes down how far this run is, for the next one.
+    fn note(&mut self) {
+        let counters = self.datapath.counters().to_vec();
+        self.journal.note_run(&RunState { run: self.header.run.to_string(), seq: self.book.last_seq(), counters });
+    }
+
+    pub(super) fn ledger(&mut self) -> proto::Ledger {
+        self.ledger.record(&self.datapath.counters(), self.engine.tally(), &self.book.lines())
+    }
+
+    fn answer(&mut self, command: Command) {
+        // Who asked may have gone meanwhile; that is its own affair.
+        match command {
+            Command::Status(answer) => drop(answer.send(self.status())),
+            Command::Explain(request, answer) => drop(answer.send(self.explain(&request))),
+            Command::Mode(set, answer) => drop(answer.send(self.mode(set))),
+            Command::Stop => {}
+        }
+    }
+
+    /// Ends open records, closes the book, leaves or removes enforcement.
+    fn end(mut self) -> Result<(), Failure> {
+        let now = now(&mut self.datapath);
+        self.drain(now);
+        self.reap(now);
+        self.engine.begin_shutdown();
+        self.sweep(now);
+        self.engine.shutdown(&mut Context { now, kernel: &mut Asked(&mut self.datapath), witness: &mut self.detector });
+        self.engine.flush(&self.book, &now);
+        let ledger = self.ledger();
+        self.engine.push(Body::Ledger(Arc::new(ledger)));
+        self.engine.flush(&self.book, &now);
+        self.note();
+        self.book.close();
+        let detach = self.args.detach_on_exit;
+        let left = self.datapath.leave(detach);
+        if let Err(e) = &left {
+            error!("{e}");
+        }
+        info!("{}", if detach { "ended; nothing is enforced any more" } else { "ended; enforcement stays in place" });
+        left.map_err(|e| Failure::new(Exit::CannotRun, e))
+    }
+}
+
+struct Timers {
+    reap: Timer,
+    sweep: Timer,
+    check: Timer,
+    look: Timer,
+    ledger: Timer,
+    note: Timer,
+    forget: Timer,
+}
+
+impl Timers {
+    fn new(ledger: Duration) -> Self {
+        Self {
+            reap: Timer::every(REAP),
+            sweep: Timer::every(SWEEP),
+            check: Timer::every(CHECK),
+            look: Timer::every(LOOK_MISSING),
+            ledger: Timer::every(ledger),
+            note: Timer::every(NOTE),
+            forget: Timer::every(FORGET),
+        }
+    }
+}
+
+fn start_source(folder: &Path) -> Result<Source, Failure> {
+    Source::start(folder).map_err(|e| Failure::new(Exit::CannotRun, e))
+}
+
+/// The kernel's number of a mode.
+fn mode_number(mode: Mode) -> u32 {
+    match mode {
+        Mode::Observe => layout::mode::OBSERVE,
+        Mode::Audit => layout::mode::AUDIT,
+        Mode::Enforce => layout::mode::ENFORCE,
+    }
+}
+
+/// All clocks at this moment.
+pub(super) fn now(datapath: &mut Datapath) -> Now {
+    let clocks = datapath.clock();
+    Now { boot_ns: clocks.boot_ns, wall_ns: clocks.wall_ns, jiffies: clocks.jiffies, hz: clocks.hz }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A random UUID, from the kernel.
+fn run_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/uuid").map_or_else(|_| "unknown".into(), |id| id.trim().to_owned())
+}
+
+/// This boot's id: flows of another boot have other ids.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
