@@ -48,7 +48,9 @@ pub(crate) fn print(lab: &Lab, agent: &Agent, scanned: Instant) -> Result<()> {
     }
     println!("\nAlerts");
     for alert in records.iter().filter(|record| record["kind"] == "alert") {
-        let source = name(&alert["source"]);
+        let source = alert["source"]["pod"]
+            .as_str()
+            .map_or_else(|| text(&alert["source"]["ip"]).to_owned(), |pod| format!("{}/{pod}", text(&alert["source"]["namespace"])));
         println!(
             "  {} {} by {source}, ATT&CK {}, {} contacts",
             text(&alert["severity"]),
