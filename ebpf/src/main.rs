@@ -124,6 +124,12 @@ pub fn clock(_ctx: TcContext) -> i32 {
     }
 }
 
+/// Does nothing: what benches compare with. Never attached.
+#[classifier]
+pub fn empty(_ctx: TcContext) -> i32 {
+    NEXT
+}
+
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

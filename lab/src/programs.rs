@@ -119,6 +119,11 @@ impl Programs {
         Ok(Outcome { code: result.return_value.cast_signed(), time: result.duration })
     }
 
+    /// Mean time of a program that does nothing, on the same frame: what the machinery of a run itself costs.
+    pub fn floor(&self, frame: &[u8], repeat: u32) -> Result<Duration> {
+        Ok(self.run("empty", frame, Skb::default(), repeat)?.time)
+    }
+
     /// Instructions that the verifier walked for `program`.
     pub fn verified(&self, program: &str) -> Result<u32> {
         let info = match self.bpf.program(program).with_context(|| format!("no program {program}"))? {

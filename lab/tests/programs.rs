@@ -8,7 +8,7 @@ fn every_program_loads() {
     for name in programs.names() {
         println!("{name}: {} instructions verified", programs.verified(&name).expect("has info"));
     }
-    assert_eq!(programs.names().len(), 11);
+    assert_eq!(programs.names().len(), 12);
     let outcome = programs.run("clock", &[0; 64], Skb::default(), 1).expect("runs");
     assert_eq!(outcome.code, 0);
     let clock: sekisho_core::layout::Clock = programs.get("CLOCK", &0u32).expect("reads").expect("is there");

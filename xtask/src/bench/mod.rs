@@ -1,6 +1,7 @@
 //! `cargo xtask bench NAME`: the promises that are numbers. Each compares with something measured in between,
 //! on the same machine.
 
+mod datapath;
 mod flows;
 mod rr;
 mod table;
@@ -12,6 +13,8 @@ use clap::ValueEnum;
 /// What can be measured.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Name {
+    /// Nanoseconds per packet in the kernel programs
+    Datapath,
     /// 50,000 new flows a second for ten seconds: loss, processor, memory
     Flows,
     /// Request and response through a pair of pods, with and without the agent
@@ -20,6 +23,7 @@ pub(crate) enum Name {
 
 pub(crate) fn run(name: Name) -> Result<()> {
     match name {
+        Name::Datapath => datapath::run(),
         Name::Flows => flows::run(),
         Name::Rr => rr::run(),
     }
