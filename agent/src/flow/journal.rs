@@ -30,7 +30,7 @@ const RESERVE: u32 = 256;
 pub trait JournalStore {
     /// Everything that is kept.
     fn load(&self) -> Vec<(u64, Vec<u8>)>;
-    /// Writes or replaces one value of at most 512 bytes.
+    /// Writes or replaces one value of at most 510 bytes.
     fn put(&mut self, key: u64, value: &[u8]);
     /// Forgets one.
     fn remove(&mut self, key: u64);

@@ -13,7 +13,7 @@ use crate::inventory::Workload;
 use crate::policy::RuleRef;
 
 /// Size of a value in the store.
-pub(super) const MAX: usize = 512;
+pub(super) const MAX: usize = 510;
 
 /// The high byte of a key says what the entry is; the rest is its number.
 pub(super) mod kind {
