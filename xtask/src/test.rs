@@ -22,6 +22,11 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     let begin = Instant::now();
     setup::run(false)?;
     let agent = build_agent()?;
+    // The data path's own tests make their pods with it.
+    let built = cargo().args(["build", "--package", "sekisho-lab"]).status().context("cargo does not start")?;
+    if !built.success() {
+        bail!("the lab does not build");
+    }
     let host =
         tests("tests in user space", cargo().args(["test", "--workspace", "--exclude", "sekisho-lab", "--no-fail-fast"]).args(filter))?;
     let obstacle = obstacle();
