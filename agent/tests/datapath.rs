@@ -42,8 +42,7 @@ fn manifest(pod: &Pod, host_network: bool) -> Arc<Manifest> {
 fn tables(pods: &[Arc<Manifest>]) -> Tables {
     let mut tables = Tables::default();
     for (number, pod) in (1u32..).zip(pods) {
-        let policy =
-            EndpointPolicy { set: number, instance: number, isolated: [false, !pod.host_network], host_network: pod.host_network };
+        let policy = EndpointPolicy { set: number, instance: number, isolated: [false, !pod.host_network], host_network: pod.host_network };
         tables.endpoints.insert(Arc::clone(&pod.uid), policy);
         tables.rules.insert(RuleKey { set: number, class: number, direction: 1 }, Rules { any: number, ports: 0 });
         for ip in pod.ips.iter().filter(|_| !pod.host_network) {

@@ -5,10 +5,7 @@
 //!
 //! The tables are a trait: maps in the kernel, hash maps under test. Nothing here keeps state.
 
-use crate::layout::{
-    Address, AddressEntry, EGRESS, INGRESS, Rules, Vip, address_flags, endpoint_flags, flow_flags, mode, reason,
-    verdict,
-};
+use crate::layout::{Address, AddressEntry, EGRESS, INGRESS, Rules, Vip, address_flags, endpoint_flags, flow_flags, mode, reason, verdict};
 use crate::parse::protocol;
 
 /// What a judgement asks. Plain arguments, so that an implementation builds its keys where it likes.

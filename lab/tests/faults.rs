@@ -59,6 +59,8 @@ fn missing_pieces() -> Result<()> {
     let mut no_folder = Attempt::new(&lab);
     no_folder.manifests = "/nonexistent/manifests".to_owned();
     refused("no folder", &no_folder.run(&[])?, "/nonexistent/manifests")?;
+    no_folder.manifests = "/proc/version".to_owned();
+    refused("a file for a folder", &no_folder.run(&[])?, "not a folder")?;
     let mut no_bpffs = Attempt::new(&lab);
     no_bpffs.pin_dir = lab.directory().join("plain").display().to_string();
     refused("pins outside a bpffs", &no_bpffs.run(&[])?, "bpf")?;

@@ -74,7 +74,8 @@ mod node {
     /// The pod is isolated in `isolated` (bits of `endpoint_flags`); set 7 allows the peer (class 5) to TCP 80 and from port 81.
     pub(super) fn start(isolated: u32) -> Programs {
         let programs = Programs::load(&object().expect("builds"), 1 << 20, &[]).expect("loads");
-        let mut endpoint = Endpoint { set: 7, instance: 1, flags: isolated, established_cap: 10, answered_cap: 10, address_count: 1, ..Endpoint::ZERO };
+        let mut endpoint =
+            Endpoint { set: 7, instance: 1, flags: isolated, established_cap: 10, answered_cap: 10, address_count: 1, ..Endpoint::ZERO };
         endpoint.addresses[0] = mapped(POD);
         programs.put("CONFIG", &0u32, &config(1)).expect("writes");
         programs.put("ENDPOINTS", &1u32, &endpoint).expect("writes");
@@ -115,7 +116,7 @@ mod node {
 }
 
 use sekisho_core::counters as c;
-use sekisho_core::layout::{endpoint_flags, end_reason, event, reason, verdict};
+use sekisho_core::layout::{end_reason, endpoint_flags, event, reason, verdict};
 use sekisho_core::tcp::{ACK, FIN, RST, SYN, state};
 
 #[test]

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::ArgPredicate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::alerts::AlertsArgs;
@@ -85,10 +84,10 @@ and *.json files; the folder is watched, and a changed file changes the verdict.
 #[command(after_help = AGENT_EXAMPLES)]
 pub struct AgentArgs {
     /// Folder of manifests (pods, namespaces, policies, ...), watched
-    #[arg(long, value_name = "DIR", requires = "node_name", value_parser = values::folder)]
-    pub manifests: Option<PathBuf>,
-    /// Name of this node; its pods are the ones that are judged [default without manifests: the host name]
-    #[arg(long, value_name = "NAME", default_value_t = values::hostname(), hide_default_value = true, value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// Name of this node; its pods are the ones that are judged
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub node_name: String,
     /// Name of the cluster, for the records
     #[arg(long, value_name = "NAME")]
@@ -111,14 +110,8 @@ pub struct AgentArgs {
     /// How many rotated files of --jsonl are kept
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub jsonl_keep: u32,
-    /// What to do with a flow that no policy allows [default: enforce with --manifests, observe without]
-    #[arg(
-        long,
-        value_enum,
-        default_value = "observe",
-        default_value_if("manifests", ArgPredicate::IsPresent, "enforce"),
-        hide_default_value = true
-    )]
+    /// What to do with a flow that no policy allows
+    #[arg(long, value_enum, default_value_t = Mode::Enforce)]
     pub mode: Mode,
     /// How to attach to a pod's interface
     #[arg(long, value_enum, default_value_t = TcBackend::Auto)]

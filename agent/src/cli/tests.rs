@@ -89,7 +89,7 @@ fn the_agent_as_in_the_contract() {
     let line = "agent --manifests /tmp --node-name n1 --socket /s --pin-dir /p --listen 127.0.0.1:99 --jsonl - --mode audit \
                 --tc-backend clsact --memory-budget 64M --detach-on-exit --log-format json";
     let args = agent(line);
-    assert_eq!(args.manifests.as_deref(), Some(Path::new("/tmp")));
+    assert_eq!(args.manifests, Path::new("/tmp"));
     assert_eq!(
         (args.node_name.as_str(), args.mode, args.tc_backend, args.log_format),
         ("n1", Mode::Audit, TcBackend::Clsact, LogFormat::Json)
@@ -106,21 +106,17 @@ fn the_agent_has_defaults() {
     assert_eq!(args.pin_dir, Path::new("/sys/fs/bpf/sekisho"));
     assert_eq!(args.update_interval, Duration::from_secs(30));
     assert!(!args.detach_on_exit && args.jsonl.is_none() && args.listen.is_none());
-    let alone = agent("agent");
-    assert_eq!(alone.mode, Mode::Observe, "without manifests nothing is enforced");
-    assert!(!alone.node_name.is_empty());
 }
 
 #[test]
 fn the_agent_refuses_in_sentences() {
-    assert!(refused("agent --manifests /nowhere/at/all --node-name n").contains("cannot be read"));
-    assert!(refused("agent --manifests /proc/version --node-name n").contains("not a folder"));
+    assert!(refused("agent --node-name n").contains("--manifests"));
     assert!(refused("agent --manifests /tmp").contains("--node-name"));
-    assert!(refused("agent --listen 0.0.0.0:1").contains("not a loopback address"));
-    assert!(refused("agent --listen 10.0.0.1:1").contains("not a loopback address"));
-    assert!(refused("agent --listen here").contains("127.0.0.1:4317"));
-    assert!(refused("agent --mode maybe").contains("observe, audit, enforce"));
-    assert!(refused("agent --memory-budget lots").contains("256Mi"));
+    assert!(refused("agent --manifests /tmp --node-name n --listen 0.0.0.0:1").contains("not a loopback address"));
+    assert!(refused("agent --manifests /tmp --node-name n --listen 10.0.0.1:1").contains("not a loopback address"));
+    assert!(refused("agent --manifests /tmp --node-name n --listen here").contains("127.0.0.1:4317"));
+    assert!(refused("agent --manifests /tmp --node-name n --mode maybe").contains("observe, audit, enforce"));
+    assert!(refused("agent --manifests /tmp --node-name n --memory-budget lots").contains("256Mi"));
 }
 
 #[test]
@@ -130,7 +126,7 @@ fn the_socket_goes_before_or_after_the_command_and_reaches_the_agent() {
     }
     assert_eq!(parse("status").expect("good").socket, Path::new("/run/sekisho/sekisho.sock"));
     let notes = Notes::default();
-    exit("agent --socket /b", &notes);
+    exit("agent --manifests /tmp --node-name n1 --socket /b", &notes);
     assert_eq!(notes.agent.borrow().as_ref().expect("run").socket, Path::new("/b"));
 }
 

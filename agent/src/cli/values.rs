@@ -1,7 +1,6 @@
 //! Values on the command line: each parser answers with a sentence that says what is expected.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -81,16 +80,6 @@ pub(super) fn since(text: &str) -> Result<Timestamp, String> {
     Timestamp::from_str(text).map_err(|_| "give a time such as 2026-11-21T12:00:00Z, or how long ago, such as 5m".to_owned())
 }
 
-/// An existing folder.
-pub(super) fn folder(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    match std::fs::metadata(&path) {
-        Ok(found) if found.is_dir() => Ok(path),
-        Ok(_) => Err("it is not a folder".to_owned()),
-        Err(error) => Err(format!("the folder cannot be read: {error}")),
-    }
-}
-
 /// An address and port on loopback.
 pub(super) fn loopback(text: &str) -> Result<SocketAddr, String> {
     let text = text.strip_prefix("localhost:").map_or_else(|| text.to_owned(), |port| format!("127.0.0.1:{port}"));
@@ -147,9 +136,4 @@ pub(super) fn port_and_protocol(text: &str) -> Result<(u16, String), String> {
         }
         Err(_) => Err("give a port from 1 to 65535 and a protocol, such as 80/TCP".to_owned()),
     }
-}
-
-/// The machine's own name.
-pub(super) fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "localhost".to_owned(), |name| name.trim().to_owned())
 }

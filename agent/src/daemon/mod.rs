@@ -57,6 +57,8 @@ impl Machine for Node {
 /// Runs until SIGTERM or SIGINT.
 fn run(args: &AgentArgs) -> Result<(), Failure> {
     let cannot = |e: &dyn std::fmt::Display| Failure::new(Exit::CannotRun, e);
+    // What the machine lacks is said before what follows from it.
+    datapath::check_machine().map_err(|e| cannot(&e))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("api")

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -68,7 +67,7 @@ pub(super) struct Pump {
     shared: Arc<Shared>,
     pub(super) datapath: Datapath,
     watcher: Option<Watcher>,
-    source: Option<Source>,
+    source: Source,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) local: Vec<Arc<Pod>>,
     pub(super) node_addresses: Vec<IpAddr>,
@@ -94,7 +93,7 @@ impl Pump {
     /// Opens the node: reads the manifests, adopts or loads the programs, puts the policy in force.
     pub(super) fn open(args: &AgentArgs, commands: Receiver<Command>, shared: Arc<Shared>) -> Result<Self, Failure> {
         let cannot = |e: &dyn std::fmt::Display| Failure::new(Exit::CannotRun, e);
-        let source = args.manifests.as_deref().map(start_source).transpose()?;
+        let source = Source::start(&args.manifests).map_err(|e| cannot(&e))?;
         let options = Options {
             pin_dir: args.pin_dir.clone(),
             tc_backend: match args.tc_backend {
@@ -135,7 +134,7 @@ impl Pump {
         engine.adopt_summarised(&datapath.summarised());
         let watcher = datapath::watch().map_err(|e| warn!("pods are looked for every {LOOK:?} only: {e}")).ok();
         let mut pump = Self {
-            snapshot: source.as_ref().map(Source::current).unwrap_or_default(),
+            snapshot: source.current(),
             args: args.clone(),
             commands,
             shared,
@@ -225,7 +224,7 @@ impl Pump {
     }
 
     fn look_for_changes(&mut self, timers: &mut Timers, instant: Instant) {
-        let next = self.source.as_ref().map(Source::current).filter(|s| s.generation != self.snapshot.generation);
+        let next = Some(self.source.current()).filter(|s| s.generation != self.snapshot.generation);
         let woken = self.watcher.as_mut().is_some_and(|w| w.wait(Duration::ZERO).unwrap_or(true));
         if let Some(next) = next {
             self.snapshot = next;
@@ -373,10 +372,6 @@ impl Timers {
             forget: Timer::every(FORGET),
         }
     }
-}
-
-fn start_source(folder: &Path) -> Result<Source, Failure> {
-    Source::start(folder).map_err(|e| Failure::new(Exit::CannotRun, e))
 }
 
 /// The kernel's number of a mode.

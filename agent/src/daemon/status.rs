@@ -115,7 +115,10 @@ impl Pump {
         let egress = decide(&from, EGRESS, &to)?;
         let ingress = decide(&to, INGRESS, &from)?;
         if egress.is_none() && ingress.is_none() {
-            let text = format!("neither {} nor {} is a pod of node {}: another node's agent decides", request.from, request.to, self.args.node_name);
+            let text = format!(
+                "neither {} nor {} is a pod of node {}: another node's agent decides",
+                request.from, request.to, self.args.node_name
+            );
             return Err(Refusal::NotFound(text));
         }
         let worst = |v: proto::Verdict| [&egress, &ingress].into_iter().flatten().any(|d| d.verdict() == v);

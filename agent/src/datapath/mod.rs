@@ -122,6 +122,12 @@ pub struct Datapath {
     sweeper: sweep::Sweeper,
 }
 
+/// Whether a data path can run here at all: kernel, rights, BTF, cgroup v2. Touches nothing.
+pub fn check_machine() -> Result<(), OpenError> {
+    load::require_machine()?;
+    Hierarchy::find().map(drop).ok_or(OpenError::NoCgroup2)
+}
+
 impl Datapath {
     /// Locks the pins, loads the programs, makes the maps or adopts them, and puts the new programs behind adopted links.
     pub fn open(options: &Options) -> Result<Self, OpenError> {

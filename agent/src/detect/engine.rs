@@ -38,9 +38,7 @@ enum PartyKey {
 impl PartyKey {
     fn of(party: &Party) -> Self {
         match party.identity.as_deref().map(|i| &i.owner) {
-            Some(Owner::Pod { namespace, workload, .. }) => {
-                Self::Workload(namespace.clone(), workload.kind.clone(), workload.name.clone())
-            }
+            Some(Owner::Pod { namespace, workload, .. }) => Self::Workload(namespace.clone(), workload.kind.clone(), workload.name.clone()),
             Some(Owner::Service { namespace, name, .. }) => Self::Workload(namespace.clone(), "Service".into(), name.clone()),
             Some(Owner::Node { name }) => Self::Node(name.clone()),
             None => Self::Address(party.ip),

@@ -173,8 +173,13 @@ impl Incident {
     fn evidence(&self) -> proto::Evidence {
         let open: BTreeSet<u16> = self.with(Outcome::Answered).map(|(_, _, port)| *port).collect();
         let answered_only = Outcome::Answered.bit();
-        let tried: BTreeSet<u16> =
-            self.pairs.iter().filter(|(_, outcomes)| **outcomes != answered_only).map(|((_, _, port), _)| *port).filter(|p| *p != 0).collect();
+        let tried: BTreeSet<u16> = self
+            .pairs
+            .iter()
+            .filter(|(_, outcomes)| **outcomes != answered_only)
+            .map(|((_, _, port), _)| *port)
+            .filter(|p| *p != 0)
+            .collect();
         let protocols: BTreeSet<u8> = self.pairs.keys().map(|(_, protocol, _)| *protocol).collect();
         let spoofed = self.claimed.as_ref();
         let list = |ports: &BTreeSet<u16>| ports.iter().take(LISTED).map(|port| u32::from(*port)).collect();
@@ -235,11 +240,7 @@ fn display(party: &Party) -> String {
 }
 
 fn peer(party: &Party) -> proto::AlertPeer {
-    let mut peer = proto::AlertPeer {
-        ip: Some(party.ip.to_string()),
-        zone: proto::Zone::World.into(),
-        ..proto::AlertPeer::default()
-    };
+    let mut peer = proto::AlertPeer { ip: Some(party.ip.to_string()), zone: proto::Zone::World.into(), ..proto::AlertPeer::default() };
     if let Some(Identity { owner, .. }) = party.identity.as_deref() {
         match owner {
             Owner::Pod { namespace, name, uid, workload, node, .. } => {

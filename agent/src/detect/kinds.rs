@@ -22,9 +22,8 @@ const ANY: usize = 15;
 const KEYS: usize = 65_536;
 
 /// Ports at which a scan is worse: remote control, data stores, the cluster's own.
-pub(super) const SENSITIVE: [u16; 20] = [
-    22, 23, 111, 135, 139, 445, 1433, 2375, 2379, 2380, 3306, 3389, 5432, 5900, 5985, 6379, 6443, 9200, 10250, 27017,
-];
+pub(super) const SENSITIVE: [u16; 20] =
+    [22, 23, 111, 135, 139, 445, 1433, 2375, 2379, 2380, 3306, 3389, 5432, 5900, 5985, 6379, 6443, 9200, 10250, 27017];
 
 /// A source of contacts as the windows number it.
 pub(super) type Source = u32;

@@ -302,12 +302,8 @@ fn what_does_not_count_is_counted() {
     assert_eq!(witness(&mut detector, Sighting::Started, late, false), 0);
     let nothing = |r: &mut FlowRecord| (r.flow.verdict, r.flow.reason) = (verdict::DENIED, reason::NO_CONNECTION);
     assert_eq!(witness(&mut detector, Sighting::Started, nothing, false), 0, "no_connection is no evidence");
-    let expected = BTreeMap::from([
-        (("scan", "late_reply"), 8),
-        (("scan", "one_way"), 8),
-        (("scan", "own_node"), 8),
-        (("scan", "state_full"), 0),
-    ]);
+    let expected =
+        BTreeMap::from([(("scan", "late_reply"), 8), (("scan", "one_way"), 8), (("scan", "own_node"), 8), (("scan", "state_full"), 0)]);
     assert_eq!(detector.suppressed(), expected);
 }
 

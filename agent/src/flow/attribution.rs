@@ -164,12 +164,8 @@ impl Attribution {
             // Another policy than the one that judged: better no explanation than a wrong one.
             return None;
         }
-        let explanation = Explanation {
-            rule: None,
-            isolated_by: decision.isolated_by,
-            nearest: decision.nearest,
-            mismatch: decision.mismatch,
-        };
+        let explanation =
+            Explanation { rule: None, isolated_by: decision.isolated_by, nearest: decision.nearest, mismatch: decision.mismatch };
         let explanation = match self.shared.get(&group) {
             Some(same) if *same == explanation => same,
             _ => Arc::new(explanation),

@@ -98,13 +98,7 @@ impl Default for Book {
 impl Book {
     /// An empty book that remembers `capacity` records.
     pub fn new(capacity: usize) -> Self {
-        let ring = Ring {
-            records: VecDeque::new(),
-            capacity: capacity.max(1),
-            next: 1,
-            closed: false,
-            readers: Vec::new(),
-        };
+        let ring = Ring { records: VecDeque::new(), capacity: capacity.max(1), next: 1, closed: false, readers: Vec::new() };
         Self { ring: Mutex::new(ring), grown: Condvar::new(), head: watch::Sender::new(1) }
     }
 
@@ -160,21 +154,10 @@ impl Book {
     /// Opens a reader. With `follow` it goes on until the book is closed, else it ends where the book ends now.
     pub fn reader(self: &Arc<Self>, name: &str, filter: Option<Filter>, start: Start, follow: bool) -> Reader {
         let (cursor, head) = self.find(filter.as_ref(), start);
-        let state = Arc::new(Mutex::new(State {
-            name: name.into(),
-            start: cursor,
-            cursor,
-            until: (!follow).then_some(head),
-            ..State::default()
-        }));
+        let state =
+            Arc::new(Mutex::new(State { name: name.into(), start: cursor, cursor, until: (!follow).then_some(head), ..State::default() }));
         self.lock().readers.push(Arc::downgrade(&state));
-        Reader {
-            seen: self.head.subscribe(),
-            book: self.clone(),
-            filter,
-            state,
-            taken: VecDeque::new(),
-        }
+        Reader { seen: self.head.subscribe(), book: self.clone(), filter, state, taken: VecDeque::new() }
     }
 
     /// The number at which a reader begins, and the number that comes next.

@@ -284,14 +284,7 @@ impl Engine {
     pub(super) fn follow(&self, moment: Moment, before: &FlowRecord, flow: &Flow, now: &Now) -> FlowRecord {
         let since = |new: [u64; 2], old: [u64; 2]| [new[0].saturating_sub(old[0]), new[1].saturating_sub(old[1])];
         let delta = Some([since(flow.packets, before.flow.packets), since(flow.bytes, before.flow.bytes)]);
-        FlowRecord {
-            moment,
-            flow: *flow,
-            start_ns: before.start_ns,
-            last_ns: last_wall(moment, flow, now),
-            delta,
-            ..before.clone()
-        }
+        FlowRecord { moment, flow: *flow, start_ns: before.start_ns, last_ns: last_wall(moment, flow, now), delta, ..before.clone() }
     }
 
     /// What endpoints produced beyond their event budgets, totals by index. Makes a summary of what is new.

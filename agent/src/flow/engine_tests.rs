@@ -179,13 +179,7 @@ fn a_changed_verdict_ends_and_starts_under_one_id() {
     assert_eq!(ids.len(), 1);
     assert_eq!(
         bench.moments(),
-        [
-            Moment::Start,
-            Moment::Update,
-            Moment::End(end_reason::VERDICT_CHANGED),
-            Moment::Start,
-            Moment::End(end_reason::DENIED)
-        ]
+        [Moment::Start, Moment::Update, Moment::End(end_reason::VERDICT_CHANGED), Moment::Start, Moment::End(end_reason::DENIED)]
     );
 }
 

@@ -12,9 +12,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::directory::{Directory, Holding, TOMBSTONE_NS};
-use super::journal_entry::{
-    RunState, decode_identity, decode_rule, encode_identity, encode_rule, key, kind, parse_key,
-};
+use super::journal_entry::{RunState, decode_identity, decode_rule, encode_identity, encode_rule, key, kind, parse_key};
 use super::number::NumberMap;
 use super::record::{Identity, Owner};
 use crate::inventory::{ObjectName, Pod, PolicyPeer, Requirement, Selector, Snapshot};
@@ -301,12 +299,8 @@ impl Inner {
 
     /// Makes `held` the holders of addresses; who lost one leaves a tombstone.
     fn hold(&mut self, held: &HashMap<IpAddr, u32>, boot_ns: u64) {
-        let gone: Vec<IpAddr> = self
-            .by_address
-            .iter()
-            .filter(|(ip, holding)| held.get(ip) != Some(&holding.identity.instance))
-            .map(|(ip, _)| *ip)
-            .collect();
+        let gone: Vec<IpAddr> =
+            self.by_address.iter().filter(|(ip, holding)| held.get(ip) != Some(&holding.identity.instance)).map(|(ip, _)| *ip).collect();
         for ip in gone {
             if let Some(mut holding) = self.by_address.remove(&ip) {
                 holding.until = Some(boot_ns);
@@ -315,11 +309,8 @@ impl Inner {
         }
         for (ip, instance) in held {
             let Some(entry) = self.entries.get(instance) else { continue };
-            let holding = self.by_address.entry(*ip).or_insert_with(|| Holding {
-                identity: entry.identity.clone(),
-                since: boot_ns,
-                until: None,
-            });
+            let holding =
+                self.by_address.entry(*ip).or_insert_with(|| Holding { identity: entry.identity.clone(), since: boot_ns, until: None });
             holding.identity = entry.identity.clone();
         }
     }

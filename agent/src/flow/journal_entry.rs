@@ -120,8 +120,7 @@ impl StoredIdentity {
 /// An identity as text that fits the store.
 pub(super) fn encode_identity(identity: &Identity) -> Vec<u8> {
     let mut stored = StoredIdentity::of(identity);
-    let drop_one: [fn(&mut StoredIdentity); 5] =
-        [|s| s.l.clear(), |s| s.sa = None, |s| s.on = None, |s| s.ip.clear(), |s| s.w = None];
+    let drop_one: [fn(&mut StoredIdentity); 5] = [|s| s.l.clear(), |s| s.sa = None, |s| s.on = None, |s| s.ip.clear(), |s| s.w = None];
     let mut text = serde_json::to_vec(&stored).unwrap_or_default();
     for drop in drop_one {
         if text.len() <= MAX {

@@ -33,7 +33,13 @@ fn snapshot(pods: &[Pod]) -> Snapshot {
     let node = Node { name: "node-1".into(), ips: vec!["10.0.0.254".parse().unwrap()], labels: Arc::default() };
     snapshot.nodes.insert("node-1".into(), Arc::new(node));
     let port = ServicePort { name: None, port: 80, protocol: 6, node_port: None };
-    let service = Service { namespace: "shop".into(), name: "web".into(), ips: vec!["10.96.0.1".parse().unwrap()], node_local_ips: Vec::new(), ports: vec![port] };
+    let service = Service {
+        namespace: "shop".into(),
+        name: "web".into(),
+        ips: vec!["10.96.0.1".parse().unwrap()],
+        node_local_ips: Vec::new(),
+        ports: vec![port],
+    };
     snapshot.services.insert(("shop".into(), "web".into()), Arc::new(service));
     snapshot
 }

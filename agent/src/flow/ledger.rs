@@ -32,9 +32,7 @@ fn entries(counters: &[u64]) -> u64 {
 
 /// Starts whose fate is known.
 fn settled(counters: &[u64]) -> u64 {
-    at(counters, counters::START_SENT)
-        + at(counters, counters::SUMMARISED)
-        + LOST.iter().map(|slot| at(counters, *slot)).sum::<u64>()
+    at(counters, counters::START_SENT) + at(counters, counters::SUMMARISED) + LOST.iter().map(|slot| at(counters, *slot)).sum::<u64>()
 }
 
 /// Flows since this run began: `created = ended + open + evicted_unseen`.
@@ -58,16 +56,7 @@ pub struct FlowTally {
 
 impl FlowTally {
     pub(super) fn new(began_ns: u64) -> Self {
-        Self {
-            began_ns,
-            base: None,
-            adopted: 0,
-            ended: 0,
-            evicted_unseen: 0,
-            before: 0,
-            met: 0,
-            adopting: Some(NumberMap::default()),
-        }
+        Self { began_ns, base: None, adopted: 0, ended: 0, evicted_unseen: 0, before: 0, met: 0, adopting: Some(NumberMap::default()) }
     }
 
     /// Where the kernel's counters stand when this run begins. Without it, they are taken to stand at zero.
@@ -201,14 +190,8 @@ impl Ledger {
     pub fn record(&mut self, counters: &[u64], flows: &FlowTally, lines: &[Line]) -> proto::Ledger {
         let (kernel, off) = self.kernel.ledger(counters);
         let quiet_excess = if off == 0 { 0 } else { flows.excess(counters) };
-        let record = proto::Ledger {
-            kernel: Some(kernel),
-            flows: Some(flows.ledger(counters)),
-            sinks: lines.iter().map(sink).collect(),
-        };
-        let wrong = imbalance(&record).or_else(|| {
-            (off != 0).then(|| format!("kernel counters are off by {off}, flows by {quiet_excess}"))
-        });
+        let record = proto::Ledger { kernel: Some(kernel), flows: Some(flows.ledger(counters)), sinks: lines.iter().map(sink).collect() };
+        let wrong = imbalance(&record).or_else(|| (off != 0).then(|| format!("kernel counters are off by {off}, flows by {quiet_excess}")));
         match wrong {
             Some(wrong) if !self.reported => {
                 tracing::error!(%wrong, "the ledger does not balance: this is a bug");

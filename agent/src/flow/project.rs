@@ -33,7 +33,11 @@ pub struct Header {
 
 /// Nanoseconds since 1970 as a timestamp.
 pub fn timestamp(ns: u64) -> Timestamp {
-    #[expect(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "seconds of u64 nanoseconds fit i64, the rest fits i32")]
+    #[expect(
+        clippy::cast_possible_wrap,
+        clippy::cast_possible_truncation,
+        reason = "seconds of u64 nanoseconds fit i64, the rest fits i32"
+    )]
     let (seconds, nanos) = ((ns / 1_000_000_000) as i64, (ns % 1_000_000_000) as i32);
     Timestamp { seconds, nanos }
 }
@@ -97,8 +101,7 @@ fn project_flow(record: &FlowRecord) -> proto::Flow {
         destination: Some(destination),
         community_id_translated: None,
         protocol: protocol_name(record.key.protocol),
-        icmp: matches!(record.key.protocol, ICMP | ICMPV6)
-            .then(|| proto::Icmp { r#type: flow.icmp[0].into(), code: flow.icmp[1].into() }),
+        icmp: matches!(record.key.protocol, ICMP | ICMPV6).then(|| proto::Icmp { r#type: flow.icmp[0].into(), code: flow.icmp[1].into() }),
         tcp: (record.key.protocol == TCP).then(|| tcp(flow)),
         packets: Some(counts(flow.packets, record.delta.map(|d| d[0]))),
         bytes: Some(counts(flow.bytes, record.delta.map(|d| d[1]))),
@@ -249,11 +252,8 @@ fn name(peer: &mut proto::Peer, identity: &Identity) {
             peer.zone = proto::Zone::Pod.into();
         }
         Owner::Service { namespace, name, port } => {
-            peer.service = Some(proto::ServiceRef {
-                namespace: namespace.to_string(),
-                name: name.to_string(),
-                port: Some(port.to_string()),
-            });
+            peer.service =
+                Some(proto::ServiceRef { namespace: namespace.to_string(), name: name.to_string(), port: Some(port.to_string()) });
             peer.zone = proto::Zone::Service.into();
         }
         Owner::Node { name } => {

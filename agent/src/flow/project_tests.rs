@@ -51,7 +51,10 @@ fn an_allowed_flow_names_rule_process_and_both_ends() {
         let info = ProcessInfo { pid: 7, comm: "curl".into(), uid: Some(0), container_id: None, exe: None };
         record.process = Some(Arc::new(info));
     });
-    assert_eq!((out.flow_id.as_str(), out.direction(), out.verdict()), ("0000000000000abc", proto::Direction::Egress, proto::Verdict::Allowed));
+    assert_eq!(
+        (out.flow_id.as_str(), out.direction(), out.verdict()),
+        ("0000000000000abc", proto::Direction::Egress, proto::Verdict::Allowed)
+    );
     assert_eq!((out.end_reason(), out.isolated, out.reason()), (proto::EndReason::Fin, Some(true), proto::Reason::Unspecified));
     assert_eq!(out.policy.unwrap().rule, "egress[2]");
     let (source, destination) = (out.source.unwrap(), out.destination.unwrap());
@@ -78,7 +81,10 @@ fn a_default_deny_says_who_isolates_and_what_came_nearest() {
             ..Explanation::default()
         }));
     });
-    assert_eq!((out.verdict(), out.reason(), out.direction()), (proto::Verdict::Denied, proto::Reason::DefaultDeny, proto::Direction::Ingress));
+    assert_eq!(
+        (out.verdict(), out.reason(), out.direction()),
+        (proto::Verdict::Denied, proto::Reason::DefaultDeny, proto::Direction::Ingress)
+    );
     assert_eq!((out.policy, out.isolated_by[0].name.as_str()), (None, "deny"));
     assert_eq!((out.nearest.unwrap().rule.as_str(), out.mismatch.len()), ("ingress[0]", 1));
     let (source, destination) = (out.source.unwrap(), out.destination.unwrap());

@@ -137,8 +137,7 @@ impl Engine {
         self.settle(context);
         self.settled.age();
         let sweeps = self.sweeps;
-        let vanished: Vec<u64> =
-            self.open.iter().filter(|(_, open)| open.seen + MISSED <= sweeps).map(|(id, _)| *id).collect();
+        let vanished: Vec<u64> = self.open.iter().filter(|(_, open)| open.seen + MISSED <= sweeps).map(|(id, _)| *id).collect();
         for id in vanished {
             let Some(open) = self.open.remove(&id) else { continue };
             let reason = match closed(&open.record.flow) {

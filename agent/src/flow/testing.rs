@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use sekisho_core::layout::{self, Address, Flow, FlowEvent, FlowKey6, event};
 
 use super::{
-    BootSeed, Book, Context, Directory, EndpointView, Engine, FlowRecord, Identity, JournalStore, Kernel, Moment, Now, Owner,
-    ProcessInfo, Settings, Sighting, Start, Witness,
+    Book, BootSeed, Context, Directory, EndpointView, Engine, FlowRecord, Identity, JournalStore, Kernel, Moment, Now, Owner, ProcessInfo,
+    Settings, Sighting, Start, Witness,
 };
 use crate::inventory::Workload;
 
@@ -82,14 +82,7 @@ pub(crate) fn pod_identity(instance: u32, name: &str, workload: &str, address: &
 
 /// A flow of endpoint 5 (instance 1, 10.0.0.1) to instance 2 (10.0.0.2), opened by the endpoint.
 pub(crate) fn flow(start: u64, port: u16) -> (FlowKey6, Flow) {
-    let key = FlowKey6 {
-        endpoint: 5,
-        remote: ip("10.0.0.2"),
-        local_port: 40_000,
-        remote_port: port,
-        protocol: 6,
-        ..FlowKey6::ZERO
-    };
+    let key = FlowKey6 { endpoint: 5, remote: ip("10.0.0.2"), local_port: 40_000, remote_port: port, protocol: 6, ..FlowKey6::ZERO };
     let flow = Flow {
         packets: [1, 0],
         bytes: [60, 0],

@@ -51,8 +51,7 @@ impl Blocks {
             above.push(prefix);
         }
         let lengths = [false, true].map(|v6| {
-            let mut lengths: Vec<u8> =
-                lists.keys().filter(|p| p.addr().is_ipv6() == v6).map(IpNet::prefix_len).collect();
+            let mut lengths: Vec<u8> = lists.keys().filter(|p| p.addr().is_ipv6() == v6).map(IpNet::prefix_len).collect();
             lengths.sort_unstable_by(|a, b| b.cmp(a));
             lengths.dedup();
             lengths

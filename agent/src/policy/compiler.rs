@@ -111,7 +111,8 @@ impl Compiler {
         self.classes.begin();
         self.tables.begin();
         // What the last compile's sets speak of stays in use once more, with its number.
-        let spoken: BTreeSet<u32> = self.before.values().flat_map(|s| s.rules.iter().flatten()).flat_map(|r| r.peers.iter().flatten()).copied().collect();
+        let spoken: BTreeSet<u32> =
+            self.before.values().flat_map(|s| s.rules.iter().flatten()).flat_map(|r| r.peers.iter().flatten()).copied().collect();
         self.numbers.active.retain(|id, _| spoken.contains(id));
         for peer in self.numbers.active.values() {
             self.numbers.selectors.touch(peer);
@@ -124,7 +125,12 @@ impl Compiler {
     }
 
     /// Endpoints of local pods and their sets; which policies select which pods; how many policies that are.
-    fn endpoints(&mut self, input: &Input<'_>, by_namespace: &ByNamespace, out: &mut Tables) -> (BTreeMap<u32, Arc<Set>>, Selecting, usize) {
+    fn endpoints(
+        &mut self,
+        input: &Input<'_>,
+        by_namespace: &ByNamespace,
+        out: &mut Tables,
+    ) -> (BTreeMap<u32, Arc<Set>>, Selecting, usize) {
         let mut sets = BTreeMap::new();
         let mut selecting = Selecting::new();
         let mut numbered: HashMap<*const NetworkPolicy, Numbered> = HashMap::new();
@@ -143,7 +149,9 @@ impl Compiler {
             }
             let content = set(policies.iter().map(|policy| &numbered[&Arc::as_ptr(policy)]), pod);
             let isolated = content.isolated;
-            let number = if isolated == [false, false] { 0 } else {
+            let number = if isolated == [false, false] {
+                0
+            } else {
                 let (number, kept) = self.sets.intern(content);
                 sets.insert(number, kept);
                 number
@@ -162,8 +170,13 @@ impl Compiler {
     }
 
     fn rows(
-        &mut self, live: &BTreeMap<u32, Arc<Set>>, now: &BTreeMap<u32, Arc<Set>>, classes: &HashMap<u32, Arc<Class>>,
-        services: &[(Dialled<'_>, u32)], out: &mut Tables, warnings: &mut Vec<String>,
+        &mut self,
+        live: &BTreeMap<u32, Arc<Set>>,
+        now: &BTreeMap<u32, Arc<Set>>,
+        classes: &HashMap<u32, Arc<Class>>,
+        services: &[(Dialled<'_>, u32)],
+        out: &mut Tables,
+        warnings: &mut Vec<String>,
     ) {
         let mut said = BTreeSet::new();
         for (number, set) in live {
@@ -280,8 +293,12 @@ impl<'i, 'a> Addresses<'i, 'a> {
     fn pods(&mut self, classes: &mut Interner<Class>, out: &mut Tables, warnings: &mut Vec<String>) {
         let snapshot = self.input.snapshot;
         let mut groups = Groups::default();
-        let pods: Vec<(&Arc<Pod>, usize)> = snapshot.pods.values().filter(|pod| !pod.finished && !pod.host_network)
-            .map(|pod| (pod, groups.of(&pod.namespace, &pod.labels))).collect();
+        let pods: Vec<(&Arc<Pod>, usize)> = snapshot
+            .pods
+            .values()
+            .filter(|pod| !pod.finished && !pod.host_network)
+            .map(|pod| (pod, groups.of(&pod.namespace, &pod.labels)))
+            .collect();
         for (id, peer) in &self.active {
             groups.select(*id, peer, &snapshot.namespaces);
         }
@@ -358,8 +375,8 @@ impl<'i, 'a> Addresses<'i, 'a> {
     /// Service ports with their classes.
     fn services(&mut self, classes: &mut Interner<Class>, out: &mut Tables) -> Vec<(Dialled<'a>, u32)> {
         let input = self.input;
-        let mut nodes: Vec<IpAddr> = other_nodes(input.snapshot).map(|(address, _)| address)
-            .chain(input.node_addresses.iter().map(IpAddr::to_canonical)).collect();
+        let mut nodes: Vec<IpAddr> =
+            other_nodes(input.snapshot).map(|(address, _)| address).chain(input.node_addresses.iter().map(IpAddr::to_canonical)).collect();
         nodes.sort_unstable();
         nodes.dedup();
         let mut list = Vec::new();

@@ -13,9 +13,7 @@ use super::compiler::{ByNamespace, Compiled, Selecting};
 use super::services::Dialled;
 use super::sets::{named, rule_ref};
 use super::{Decision, Input, Mismatch, Question, RuleRef};
-use crate::inventory::{
-    Namespace, NetworkPolicy, ObjectName, Pod, PolicyPeer, PolicyPort, PolicyRule, PortMatch,
-};
+use crate::inventory::{Namespace, NetworkPolicy, ObjectName, Pod, PolicyPeer, PolicyPort, PolicyRule, PortMatch};
 
 /// What an explanation needs of the snapshot that was compiled.
 pub(super) struct Explainer {
@@ -47,7 +45,10 @@ struct Near {
 
 impl Explainer {
     pub(super) fn new(
-        input: &Input<'_>, owners: HashMap<IpAddr, Arc<Pod>>, selecting: Selecting, by_namespace: ByNamespace,
+        input: &Input<'_>,
+        owners: HashMap<IpAddr, Arc<Pod>>,
+        selecting: Selecting,
+        by_namespace: ByNamespace,
         services: &[(Dialled<'_>, u32)],
     ) -> Self {
         let behind = services.iter().map(|(dialled, _)| {
@@ -123,11 +124,17 @@ impl Explainer {
 
     /// A Service is what its backends are: allowed if all are.
     fn service(
-        &self, policies: &[Arc<NetworkPolicy>], local: &Pod, question: &Question, name: &str, backends: &[(IpAddr, u16)],
+        &self,
+        policies: &[Arc<NetworkPolicy>],
+        local: &Pod,
+        question: &Question,
+        name: &str,
+        backends: &[(IpAddr, u16)],
     ) -> (Result<RuleRef, Option<Near>>, Option<String>) {
-        let judged: Vec<_> = backends.iter().map(|(address, port)| {
-            self.judge(policies, question.direction, local, self.remote(*address, Some(*port), question.protocol))
-        }).collect();
+        let judged: Vec<_> = backends
+            .iter()
+            .map(|(address, port)| self.judge(policies, question.direction, local, self.remote(*address, Some(*port), question.protocol)))
+            .collect();
         let denied = judged.iter().filter(|j| j.is_err()).count();
         if judged.is_empty() {
             let unknown = Remote { address: question.remote, pod: None, port: None, protocol: 0 };
@@ -141,8 +148,8 @@ impl Explainer {
             let first = judged.into_iter().filter_map(Result::ok).min_by_key(order);
             return (first.ok_or(None), None);
         }
-        let warning = (denied < judged.len())
-            .then(|| format!("{name}: {denied} of its {} backends are denied, so it is denied", judged.len()));
+        let warning =
+            (denied < judged.len()).then(|| format!("{name}: {denied} of its {} backends are denied, so it is denied", judged.len()));
         let mut nearest: Option<Near> = None;
         for near in judged.into_iter().filter_map(|j| j.err().flatten()) {
             if nearest.as_ref().is_none_or(|best| best.score < near.score) {
@@ -210,9 +217,7 @@ impl Compiled {
         }
         let behind = question.port.and_then(|port| explainer.behind.get(&(remote, port, question.protocol)));
         let (verdict, mut warning) = match behind {
-            Some((name, backends)) if question.direction != INGRESS => {
-                explainer.service(&policies, local, question, name, backends)
-            }
+            Some((name, backends)) if question.direction != INGRESS => explainer.service(&policies, local, question, name, backends),
             _ => {
                 let remote = explainer.remote(remote, question.port, question.protocol);
                 (explainer.judge(&policies, question.direction, local, remote), None)

@@ -28,10 +28,8 @@ impl Relevant {
 
 fn read(selector: &Selector, keys: &mut BTreeSet<Arc<str>>) {
     for requirement in &selector.requirements {
-        let (Requirement::In(key, _)
-        | Requirement::NotIn(key, _)
-        | Requirement::Exists(key)
-        | Requirement::DoesNotExist(key)) = requirement;
+        let (Requirement::In(key, _) | Requirement::NotIn(key, _) | Requirement::Exists(key) | Requirement::DoesNotExist(key)) =
+            requirement;
         keys.insert(key.clone());
     }
 }

@@ -27,9 +27,7 @@ impl Peer {
     pub(super) fn of(peer: &PolicyPeer, namespace: &Arc<str>) -> Self {
         match peer {
             PolicyPeer::Pods { namespaces: None, pods } => Self::Own(namespace.clone(), pods.clone().unwrap_or_default()),
-            PolicyPeer::Pods { namespaces: Some(namespaces), pods } => {
-                Self::Pods(namespaces.clone(), pods.clone().unwrap_or_default())
-            }
+            PolicyPeer::Pods { namespaces: Some(namespaces), pods } => Self::Pods(namespaces.clone(), pods.clone().unwrap_or_default()),
             PolicyPeer::Block { cidr, except } => Self::Block(*cidr, except.clone()),
         }
     }
@@ -101,10 +99,14 @@ impl Groups {
         let lists = |key: &Arc<str>, values: &[Arc<str>]| -> Vec<&Vec<usize>> {
             values.iter().filter_map(|value| self.labelled.get(&(key.clone(), value.clone()))).collect()
         };
-        let best = pods.requirements.iter().filter_map(|requirement| match requirement {
-            Requirement::In(key, values) => Some(lists(key, values)),
-            _ => None,
-        }).min_by_key(|lists| lists.iter().map(|list| list.len()).sum::<usize>());
+        let best = pods
+            .requirements
+            .iter()
+            .filter_map(|requirement| match requirement {
+                Requirement::In(key, values) => Some(lists(key, values)),
+                _ => None,
+            })
+            .min_by_key(|lists| lists.iter().map(|list| list.len()).sum::<usize>());
         if let Some(best) = best {
             // A group has one value for a label: the lists share none.
             return best.into_iter().flatten().copied().collect();

@@ -60,15 +60,8 @@ pub(super) struct View<'a> {
 impl<'a> View<'a> {
     /// Prepares `set` for `direction`.
     pub(super) fn of(number: u32, set: &'a Set, direction: usize) -> Self {
-        let mut view = Self {
-            number,
-            direction,
-            set,
-            by_selector: HashMap::new(),
-            for_all: Vec::new(),
-            uses_names: false,
-            known: HashMap::new(),
-        };
+        let mut view =
+            Self { number, direction, set, by_selector: HashMap::new(), for_all: Vec::new(), uses_names: false, known: HashMap::new() };
         for (index, rule) in set.rules[direction].iter().enumerate() {
             match &rule.peers {
                 None => view.for_all.push(index),
@@ -110,10 +103,12 @@ impl<'a> View<'a> {
         if let Some(rule) = rules().find(|rule| rule.ports.is_none()) {
             return Row { any: rule.id, table: Table::new() };
         }
-        let ranges: Vec<(u32, Vec<PortRange>)> = rules().map(|rule| {
-            let ports = rule.ports.iter().flatten().flat_map(|p| resolve(p, named)).collect();
-            (rule.id, ports)
-        }).collect();
+        let ranges: Vec<(u32, Vec<PortRange>)> = rules()
+            .map(|rule| {
+                let ports = rule.ports.iter().flatten().flat_map(|p| resolve(p, named)).collect();
+                (rule.id, ports)
+            })
+            .collect();
         Row { any: 0, table: ports::table(&ranges) }
     }
 

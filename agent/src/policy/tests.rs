@@ -74,10 +74,13 @@ fn ask(tables: &Tables, uid: &str, direction: u8, remote: IpAddr, protocol: u8, 
 
 fn cidr_class(tables: &Tables, address: [u8; 16]) -> u32 {
     let value = u128::from_be_bytes(address);
-    (0..=128u8).rev().find_map(|length| {
-        let network = if length == 0 { 0 } else { value >> (128 - u32::from(length)) << (128 - u32::from(length)) };
-        tables.cidrs.get(&(network.to_be_bytes(), length)).copied()
-    }).unwrap_or(0)
+    (0..=128u8)
+        .rev()
+        .find_map(|length| {
+            let network = if length == 0 { 0 } else { value >> (128 - u32::from(length)) << (128 - u32::from(length)) };
+            tables.cidrs.get(&(network.to_be_bytes(), length)).copied()
+        })
+        .unwrap_or(0)
 }
 
 fn rule(tables: &Tables, key: RuleKey, protocol: u8, port: Option<u16>) -> u32 {
@@ -86,11 +89,14 @@ fn rule(tables: &Tables, key: RuleKey, protocol: u8, port: Option<u16>) -> u32 {
         return rules.any;
     }
     let (Some(port), true) = (port, rules.ports != 0) else { return 0 };
-    (0..=16u8).rev().find_map(|bits| {
-        let network = if bits == 0 { 0 } else { port >> (16 - u32::from(bits)) << (16 - u32::from(bits)) };
-        let key = PortKey { table: rules.ports.to_be_bytes(), protocol, port: network.to_be_bytes() };
-        tables.ports.get(&(key, 40 + bits)).copied()
-    }).unwrap_or(0)
+    (0..=16u8)
+        .rev()
+        .find_map(|bits| {
+            let network = if bits == 0 { 0 } else { port >> (16 - u32::from(bits)) << (16 - u32::from(bits)) };
+            let key = PortKey { table: rules.ports.to_be_bytes(), protocol, port: network.to_be_bytes() };
+            tables.ports.get(&(key, 40 + bits)).copied()
+        })
+        .unwrap_or(0)
 }
 
 /// A compiled cluster that can be asked by name. Pods on node `n1` are local.
@@ -123,8 +129,21 @@ impl World {
 
     fn decide(&self, local: &str, direction: u8, remote: &str, asked: &str) -> (Found, Decision) {
         let (protocol, port) = match asked.split_once('/') {
-            Some((port, protocol)) => (match protocol { "tcp" => 6, "udp" => 17, _ => 132 }, Some(port.parse().unwrap())),
-            None => (match asked { "icmp" => 1, _ => 58 }, None),
+            Some((port, protocol)) => (
+                match protocol {
+                    "tcp" => 6,
+                    "udp" => 17,
+                    _ => 132,
+                },
+                Some(port.parse().unwrap()),
+            ),
+            None => (
+                match asked {
+                    "icmp" => 1,
+                    _ => 58,
+                },
+                None,
+            ),
         };
         let (local, remote) = (self.pod(local), self.address(remote));
         let uid = &self.snapshot.pods[&local].uid;
@@ -160,7 +179,9 @@ fn pod(name: &str, address: &str, labels: &str, rest: &str) -> String {
 
 fn policy(name: &str, spec: &str) -> String {
     let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
-    format!("---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{namespace: {namespace}, name: {name}}}\nspec: {spec}\n")
+    format!(
+        "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{namespace: {namespace}, name: {name}}}\nspec: {spec}\n"
+    )
 }
 
 fn namespace(name: &str, labels: &str) -> String {

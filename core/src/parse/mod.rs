@@ -203,7 +203,10 @@ pub fn fast4<W: Window>(window: &W, at: usize) -> Option<Fast<4>> {
     let ports = ports_and_flags(window, at + 20, ip[9])?;
     let headers = 20 + ports.headers;
     // DHCP's exemption is the careful reader's matter.
-    if total < headers || total as usize > window.length().wrapping_sub(at) || (ip[9] == protocol::UDP && ports.source.min(ports.destination) == 67) {
+    if total < headers
+        || total as usize > window.length().wrapping_sub(at)
+        || (ip[9] == protocol::UDP && ports.source.min(ports.destination) == 67)
+    {
         return None;
     }
     Some(Fast {
@@ -268,10 +271,20 @@ fn ports_and_flags<W: Window>(window: &W, at: usize, number: u8) -> Option<Ports
         if headers < 20 {
             return None;
         }
-        Some(Ports { source: u16::from_be_bytes([tcp[0], tcp[1]]), destination: u16::from_be_bytes([tcp[2], tcp[3]]), flags: tcp[13], headers })
+        Some(Ports {
+            source: u16::from_be_bytes([tcp[0], tcp[1]]),
+            destination: u16::from_be_bytes([tcp[2], tcp[3]]),
+            flags: tcp[13],
+            headers,
+        })
     } else if number == protocol::UDP {
         let udp: [u8; 8] = window.get(at)?;
-        Some(Ports { source: u16::from_be_bytes([udp[0], udp[1]]), destination: u16::from_be_bytes([udp[2], udp[3]]), flags: 0, headers: 8 })
+        Some(Ports {
+            source: u16::from_be_bytes([udp[0], udp[1]]),
+            destination: u16::from_be_bytes([udp[2], udp[3]]),
+            flags: 0,
+            headers: 8,
+        })
     } else {
         None
     }

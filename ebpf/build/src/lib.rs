@@ -49,8 +49,7 @@ const TOOLCHAIN: &str = env!("SEKISHO_TOOLCHAIN");
 pub fn build(root: &Path, target: &Path) -> Result<PathBuf> {
     let linker = ensure_linker()?;
     // Packet headers are not aligned; without the feature every field is read byte by byte.
-    let rustflags =
-        ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3", "-Ctarget-feature=+allows-misaligned-mem-access"].join("\x1f");
+    let rustflags = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3", "-Ctarget-feature=+allows-misaligned-mem-access"].join("\x1f");
     let output = clean(&mut Command::new("cargo"))
         .args(["build", "--release", "-Zbuild-std=core", "--target", "bpfel-unknown-none", "--target-dir"])
         .arg(target)
@@ -74,8 +73,16 @@ fn clean(command: &mut Command) -> &mut Command {
     let keep = |name: &OsString| {
         let name = name.to_string_lossy();
         matches!(&*name, "CARGO_HOME" | "CARGO_TERM_COLOR" | "CARGO_HTTP_CAINFO")
-            || (name.starts_with("CARGO_HTTP_") || name.starts_with("CARGO_NET_") || name.starts_with("CARGO_REGISTRIES_") || name.starts_with("CARGO_SOURCE_"))
-            || !(name.starts_with("CARGO") || name.starts_with("RUSTC") || name.starts_with("RUSTFLAGS") || name == "RUSTUP_TOOLCHAIN" || name == "OUT_DIR" || name == "TARGET")
+            || (name.starts_with("CARGO_HTTP_")
+                || name.starts_with("CARGO_NET_")
+                || name.starts_with("CARGO_REGISTRIES_")
+                || name.starts_with("CARGO_SOURCE_"))
+            || !(name.starts_with("CARGO")
+                || name.starts_with("RUSTC")
+                || name.starts_with("RUSTFLAGS")
+                || name == "RUSTUP_TOOLCHAIN"
+                || name == "OUT_DIR"
+                || name == "TARGET")
     };
     for (name, _) in env::vars_os().filter(|(name, _)| !keep(name)) {
         command.env_remove(name);

@@ -12,8 +12,21 @@ use super::value::{At, FieldError, Value};
 use crate::inventory::{NetworkPolicy, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Requirement, Selector};
 
 const METADATA: [&str; 15] = [
-    "name", "generateName", "namespace", "selfLink", "uid", "resourceVersion", "generation", "creationTimestamp",
-    "deletionTimestamp", "deletionGracePeriodSeconds", "labels", "annotations", "ownerReferences", "finalizers", "managedFields",
+    "name",
+    "generateName",
+    "namespace",
+    "selfLink",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "labels",
+    "annotations",
+    "ownerReferences",
+    "finalizers",
+    "managedFields",
 ];
 
 /// Reads a NetworkPolicy.
@@ -56,13 +69,15 @@ fn policy_types(at: &At<'_>, has_egress: bool) -> Result<(bool, bool), FieldErro
 }
 
 fn rules(at: &At<'_>, peers: &str) -> Result<Vec<PolicyRule>, FieldError> {
-    at.items()?.map(|rule| {
-        rule.only(&["ports", peers])?;
-        Ok(PolicyRule {
-            ports: rule.field("ports").items()?.map(|p| policy_port(&p)).collect::<Result<_, _>>()?,
-            peers: rule.field(peers).items()?.map(|p| peer(&p)).collect::<Result<_, _>>()?,
+    at.items()?
+        .map(|rule| {
+            rule.only(&["ports", peers])?;
+            Ok(PolicyRule {
+                ports: rule.field("ports").items()?.map(|p| policy_port(&p)).collect::<Result<_, _>>()?,
+                peers: rule.field(peers).items()?.map(|p| peer(&p)).collect::<Result<_, _>>()?,
+            })
         })
-    }).collect()
+        .collect()
 }
 
 fn policy_port(at: &At<'_>) -> Result<PolicyPort, FieldError> {
@@ -167,9 +182,7 @@ fn requirement(at: &At<'_>) -> Result<Requirement, FieldError> {
     let operator = operator_at.string()?;
     match (operator.as_deref(), values.is_empty()) {
         (Some("In" | "NotIn"), true) => Err(values_at.error("must be given with the operators In and NotIn")),
-        (Some("Exists" | "DoesNotExist"), false) => {
-            Err(values_at.error("may not be given with the operators Exists and DoesNotExist"))
-        }
+        (Some("Exists" | "DoesNotExist"), false) => Err(values_at.error("may not be given with the operators Exists and DoesNotExist")),
         (Some("In"), _) => Ok(Requirement::In(key, values)),
         (Some("NotIn"), _) => Ok(Requirement::NotIn(key, values)),
         (Some("Exists"), _) => Ok(Requirement::Exists(key)),

@@ -40,7 +40,6 @@ pub(super) enum Object {
     NetworkPolicy(Arc<NetworkPolicy>),
 }
 
-
 const LIST_DEPTH: usize = 4;
 
 /// Reads one document.
@@ -52,7 +51,11 @@ pub(super) fn decode(document: &Value, ignored: &mut dyn FnMut(String)) -> Resul
 
 /// `inherited`: what a typed list says its items are.
 fn walk(
-    at: &At<'_>, inherited: Option<(&str, &str)>, depth: usize, objects: &mut Vec<(Key, Object)>, ignored: &mut dyn FnMut(String),
+    at: &At<'_>,
+    inherited: Option<(&str, &str)>,
+    depth: usize,
+    objects: &mut Vec<(Key, Object)>,
+    ignored: &mut dyn FnMut(String),
 ) -> Result<(), FieldError> {
     if !matches!(at.value(), Value::Map(_)) {
         return Err(at.expected("an object (a mapping with apiVersion and kind)"));
@@ -213,10 +216,14 @@ fn container_ports(spec: &At<'_>) -> Result<Vec<(Arc<str>, u16, u8)>, FieldError
 
 fn allow_sources(at: &At<'_>) -> Result<Vec<ipnet::IpNet>, FieldError> {
     let Some(text) = at.text()? else { return Ok(Vec::new()) };
-    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(|part| {
-        let net = part.parse::<ipnet::IpNet>().or_else(|_| part.parse::<std::net::IpAddr>().map(Into::into));
-        net.map_err(|_| at.expected("addresses or CIDRs with commas between"))
-    }).collect()
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(|part| {
+            let net = part.parse::<ipnet::IpNet>().or_else(|_| part.parse::<std::net::IpAddr>().map(Into::into));
+            net.map_err(|_| at.expected("addresses or CIDRs with commas between"))
+        })
+        .collect()
 }
 
 fn service(at: &At<'_>, metadata: Metadata) -> Result<Service, FieldError> {
@@ -240,24 +247,33 @@ fn service(at: &At<'_>, metadata: Metadata) -> Result<Service, FieldError> {
             push(&mut ips, address(&item.field("ip"))?);
         }
     }
-    let ports = spec.field("ports").items()?.map(|item| {
-        let number_at = item.field("port");
-        let number = port(&number_at)?.ok_or_else(|| number_at.error("required"))?;
-        let node_port = item.field("nodePort");
-        // 0 is how "none" is written by some clients.
-        let node_port = if node_port.value() == &Value::Int(0) { None } else { port(&node_port)? };
-        Ok(ServicePort { name: item.field("name").text()?, port: number, protocol: protocol(&item.field("protocol"))?, node_port })
-    }).collect::<Result<_, _>>()?;
+    let ports = spec
+        .field("ports")
+        .items()?
+        .map(|item| {
+            let number_at = item.field("port");
+            let number = port(&number_at)?.ok_or_else(|| number_at.error("required"))?;
+            let node_port = item.field("nodePort");
+            // 0 is how "none" is written by some clients.
+            let node_port = if node_port.value() == &Value::Int(0) { None } else { port(&node_port)? };
+            Ok(ServicePort { name: item.field("name").text()?, port: number, protocol: protocol(&item.field("protocol"))?, node_port })
+        })
+        .collect::<Result<_, _>>()?;
     Ok(Service { namespace: metadata.namespace, name: metadata.name, ips, node_local_ips, ports })
 }
 
 fn endpoint_slice(at: &At<'_>, metadata: Metadata) -> Result<EndpointSlice, FieldError> {
-    let ports = at.field("ports").items()?.map(|item| {
-        let number = port(&item.field("port"))?.unwrap_or(0);
-        Ok((item.field("name").text()?, number, protocol(&item.field("protocol"))?))
-    }).collect::<Result<_, _>>()?;
+    let ports = at
+        .field("ports")
+        .items()?
+        .map(|item| {
+            let number = port(&item.field("port"))?.unwrap_or(0);
+            Ok((item.field("name").text()?, number, protocol(&item.field("protocol"))?))
+        })
+        .collect::<Result<_, _>>()?;
     let fqdn = at.field("addressType").text()?.as_deref() == Some("FQDN");
-    let endpoints = at.field("endpoints").items()?.filter(|_| !fqdn).map(|item| slice_endpoint(&item, &metadata)).collect::<Result<_, _>>()?;
+    let endpoints =
+        at.field("endpoints").items()?.filter(|_| !fqdn).map(|item| slice_endpoint(&item, &metadata)).collect::<Result<_, _>>()?;
     let service = metadata.labels.get("kubernetes.io/service-name").cloned();
     Ok(EndpointSlice { namespace: metadata.namespace, name: metadata.name, service, ports, endpoints })
 }

@@ -21,9 +21,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Document>, DocumentError> {
             let (line, column) = (e.marker().line(), e.marker().col() + 1);
             builder.error(format!("line {line}, column {column}: not YAML: {}", e.info()))
         })?;
-        builder.event(event, &span).map_err(|message| {
-            builder.error(format!("line {}: {message}", span.start.line()))
-        })?;
+        builder.event(event, &span).map_err(|message| builder.error(format!("line {}: {message}", span.start.line())))?;
     }
     Ok(builder.documents)
 }

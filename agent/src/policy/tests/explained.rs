@@ -4,7 +4,8 @@ use super::{NODE, World, pod, policy};
 use crate::policy::Mismatch::{self, Peer, Port, Protocol};
 
 fn world(policies: &[(&str, &str)]) -> World {
-    let pods = [pod("web", "10.0.0.1", "app: web", ""), pod("db", "10.0.0.3", "app: db", ""), pod("api", "10.0.0.2", "app: api", "")].concat();
+    let pods =
+        [pod("web", "10.0.0.1", "app: web", ""), pod("db", "10.0.0.3", "app: db", ""), pod("api", "10.0.0.2", "app: api", "")].concat();
     let policies: String = policies.iter().map(|(name, spec)| policy(name, spec)).collect();
     World::of(&(pods + &policies))
 }
@@ -18,7 +19,10 @@ fn near(w: &World, remote: &str, asked: &str) -> (Option<(String, u32)>, Vec<Mis
 #[test]
 fn the_nearest_rule_and_what_failed_in_it() {
     let w = world(&[
-        ("a", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: api}}}], ports: [{port: 5432}]}]}"),
+        (
+            "a",
+            "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: api}}}], ports: [{port: 5432}]}]}",
+        ),
         ("b", "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 9.9.9.9/32}}], ports: [{port: 53, protocol: UDP}]}]}"),
     ]);
     let a = Some(("a".to_owned(), 0));

@@ -129,8 +129,18 @@ pub(super) fn addresses() -> Vec<IpAddr> {
     far.into_iter().map(str::to_owned).chain(pods).map(|a| a.parse().unwrap()).collect()
 }
 
-pub(super) const ASKED: [(u8, Option<u16>); 10] =
-    [(6, Some(3)), (6, Some(4)), (6, Some(5)), (6, Some(11)), (6, Some(40_000)), (17, Some(3)), (17, Some(4)), (132, Some(3)), (1, None), (58, None)];
+pub(super) const ASKED: [(u8, Option<u16>); 10] = [
+    (6, Some(3)),
+    (6, Some(4)),
+    (6, Some(5)),
+    (6, Some(11)),
+    (6, Some(40_000)),
+    (17, Some(3)),
+    (17, Some(4)),
+    (132, Some(3)),
+    (1, None),
+    (58, None),
+];
 
 /// Reads the policies as a person would. `None` = nothing isolates it.
 fn naive(snapshot: &Snapshot, local: &Pod, direction: u8, remote: IpAddr, protocol: u8, port: Option<u16>) -> Option<bool> {
@@ -146,25 +156,28 @@ fn naive(snapshot: &Snapshot, local: &Pod, direction: u8, remote: IpAddr, protoc
         let Some(rules) = rules else { continue };
         isolated.get_or_insert(false);
         for rule in rules {
-            let peer = rule.peers.is_empty() || rule.peers.iter().any(|peer| match (peer, other) {
-                (PolicyPeer::Block { cidr, except }, _) => cidr.contains(&remote) && except.iter().all(|e| !e.contains(&remote)),
-                (PolicyPeer::Pods { namespaces, pods }, Some(other)) => {
-                    let namespace = match namespaces {
-                        Some(wanted) => wanted.matches(&snapshot.namespaces[&other.namespace].labels),
-                        None => other.namespace == policy.namespace,
-                    };
-                    namespace && pods.as_ref().is_none_or(|wanted| wanted.matches(&other.labels))
-                }
-                (PolicyPeer::Pods { .. }, None) => false,
-            });
+            let peer = rule.peers.is_empty()
+                || rule.peers.iter().any(|peer| match (peer, other) {
+                    (PolicyPeer::Block { cidr, except }, _) => cidr.contains(&remote) && except.iter().all(|e| !e.contains(&remote)),
+                    (PolicyPeer::Pods { namespaces, pods }, Some(other)) => {
+                        let namespace = match namespaces {
+                            Some(wanted) => wanted.matches(&snapshot.namespaces[&other.namespace].labels),
+                            None => other.namespace == policy.namespace,
+                        };
+                        namespace && pods.as_ref().is_none_or(|wanted| wanted.matches(&other.labels))
+                    }
+                    (PolicyPeer::Pods { .. }, None) => false,
+                });
             let destination = if direction == INGRESS { Some(local) } else { other.map(|o| &**o) };
-            let ports = rule.ports.is_empty() || rule.ports.iter().any(|entry| {
-                entry.protocol == protocol && port.is_some_and(|port| match &entry.port {
-                    PortMatch::All => true,
-                    PortMatch::Range(first, last) => *first <= port && port <= *last,
-                    PortMatch::Named(name) => destination.is_some_and(|d| d.ports.contains(&(name.clone(), port, protocol))),
-                })
-            });
+            let ports = rule.ports.is_empty()
+                || rule.ports.iter().any(|entry| {
+                    entry.protocol == protocol
+                        && port.is_some_and(|port| match &entry.port {
+                            PortMatch::All => true,
+                            PortMatch::Range(first, last) => *first <= port && port <= *last,
+                            PortMatch::Named(name) => destination.is_some_and(|d| d.ports.contains(&(name.clone(), port, protocol))),
+                        })
+                });
             if peer && ports {
                 return Some(true);
             }

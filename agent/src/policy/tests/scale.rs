@@ -82,11 +82,13 @@ fn a_small_lab_compiles_at_once() {
         + &(0..8).map(|i| policy(&format!("n{i}"), &format!("{{podSelector: {{matchLabels: {{app: a{i}}}}}, ingress: [{{from: [{{podSelector: {{}}}}], ports: [{{port: 80}}]}}]}}"))).collect::<String>();
     let snapshot = snapshot_of(&yaml);
     let (mut compiler, numbers) = (Compiler::new(UsedIds::default()), Numbers::default());
-    let mut times: Vec<Duration> = (0..21).map(|_| {
-        let began = Instant::now();
-        compile(&mut compiler, &snapshot, &numbers);
-        began.elapsed()
-    }).collect();
+    let mut times: Vec<Duration> = (0..21)
+        .map(|_| {
+            let began = Instant::now();
+            compile(&mut compiler, &snapshot, &numbers);
+            began.elapsed()
+        })
+        .collect();
     times.sort();
     assert!(times[10] < Duration::from_millis(if cfg!(debug_assertions) { 10 } else { 2 }), "{times:?}");
 }

@@ -7,7 +7,12 @@ fn pods() -> String {
     [
         namespace("x", "team: a"),
         namespace("z", "team: b"),
-        pod("web", "10.0.0.1", "app: web", "containers: [{ports: [{name: http, containerPort: 8080}, {name: dns, containerPort: 53, protocol: UDP}]}]"),
+        pod(
+            "web",
+            "10.0.0.1",
+            "app: web",
+            "containers: [{ports: [{name: http, containerPort: 8080}, {name: dns, containerPort: 53, protocol: UDP}]}]",
+        ),
         pod("web2", "10.0.0.2", "app: web", "containers: [{ports: [{name: http, containerPort: 8000}]}]"),
         pod("db", "10.0.0.3", "app: db, tier: back", ""),
         pod("x/web", "10.0.1.1", "app: web", ""),
@@ -17,7 +22,8 @@ fn pods() -> String {
         pod("host", "192.168.0.1", "app: web", "hostNetwork: true"),
         pod("host-far", "192.168.0.2", "app: web", "hostNetwork: true"),
         pod("six", "fd00::1", "app: web", ""),
-    ].concat()
+    ]
+    .concat()
 }
 
 fn world(policies: &[(&str, &str)]) -> World {
@@ -68,9 +74,17 @@ fn from_nobody_in_particular_and_from_pods() {
 
 #[test]
 fn both_selectors_in_one_peer_are_and_in_two_are_or() {
-    let both = world(&[("p", "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: a}}, podSelector: {matchLabels: {app: db}}}]}]}")]);
-    let two = world(&[("p", "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: a}}}, {podSelector: {matchLabels: {app: db}}}]}]}")]);
-    for (peer, and, or) in [("x/db-far", true, true), ("x/web", false, true), ("db", false, true), ("z/web-far", false, false), ("web", false, false)] {
+    let both = world(&[(
+        "p",
+        "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: a}}, podSelector: {matchLabels: {app: db}}}]}]}",
+    )]);
+    let two = world(&[(
+        "p",
+        "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: a}}}, {podSelector: {matchLabels: {app: db}}}]}]}",
+    )]);
+    for (peer, and, or) in
+        [("x/db-far", true, true), ("x/web", false, true), ("db", false, true), ("z/web-far", false, false), ("web", false, false)]
+    {
         assert_eq!((both.ingress("web2", peer, "80/tcp"), two.ingress("web2", peer, "80/tcp")), (and, or), "{peer}");
     }
 }
@@ -101,22 +115,37 @@ fn namespaces_are_selected_by_name_too() {
 
 #[test]
 fn except_narrows_its_own_peer_only() {
-    let w = world(&[("a", "{policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}, {to: [{ipBlock: {cidr: 0.0.0.0/0}}], ports: [{port: 443}]}]}")]);
+    let w = world(&[(
+        "a",
+        "{policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}, {to: [{ipBlock: {cidr: 0.0.0.0/0}}], ports: [{port: 443}]}]}",
+    )]);
     assert!(w.egress("db", "10.1.2.3", "443/tcp") && !w.egress("db", "10.1.2.3", "80/tcp"));
     assert!(w.egress("db", "10.2.2.3", "80/tcp") && w.egress("db", "8.8.8.8", "443/tcp") && !w.egress("db", "8.8.8.8", "80/tcp"));
-    let w = world(&[("a", "{policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}, {ipBlock: {cidr: 10.0.0.0/8}}]}]}")]);
+    let w = world(&[(
+        "a",
+        "{policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}, {ipBlock: {cidr: 10.0.0.0/8}}]}]}",
+    )]);
     assert!(w.egress("db", "10.1.2.3", "80/tcp"));
-    let w = world(&[("a", "{policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16, 10.1.1.0/24]}}, {ipBlock: {cidr: 10.1.1.128/25}}]}]}")]);
+    let w = world(&[(
+        "a",
+        "{policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16, 10.1.1.0/24]}}, {ipBlock: {cidr: 10.1.1.128/25}}]}]}",
+    )]);
     assert!(!w.egress("db", "10.1.1.1", "80/tcp") && w.egress("db", "10.1.1.200", "80/tcp") && w.egress("db", "10.2.0.0", "80/tcp"));
 }
 
 #[test]
 fn blocks_are_unions_whatever_their_length() {
-    let w = world(&[("a", "{policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.161.0.0/8}}], ports: [{port: 443}]}, {to: [{ipBlock: {cidr: 10.9.9.9/32}}], ports: [{port: 80}]}]}")]);
+    let w = world(&[(
+        "a",
+        "{policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.161.0.0/8}}], ports: [{port: 443}]}, {to: [{ipBlock: {cidr: 10.9.9.9/32}}], ports: [{port: 80}]}]}",
+    )]);
     assert!(w.egress("db", "10.9.9.9", "443/tcp") && w.egress("db", "10.9.9.9", "80/tcp"));
     assert!(w.egress("db", "10.9.9.8", "443/tcp") && !w.egress("db", "10.9.9.8", "80/tcp"));
     let ports: Vec<String> = (1..=40).map(|n| format!("{{port: {}}}", n * 100)).collect();
-    let w = world(&[("a", &format!("{{policyTypes: [Egress], egress: [{{to: [{{ipBlock: {{cidr: 10.0.0.0/8}}}}], ports: [{}]}}]}}", ports.join(",")))]);
+    let w = world(&[(
+        "a",
+        &format!("{{policyTypes: [Egress], egress: [{{to: [{{ipBlock: {{cidr: 10.0.0.0/8}}}}], ports: [{}]}}]}}", ports.join(",")),
+    )]);
     assert!(w.egress("db", "10.9.9.9", "4000/tcp") && !w.egress("db", "10.9.9.9", "4001/tcp"));
 }
 
@@ -141,11 +170,26 @@ fn policies_unite_and_one_left_still_isolates() {
 
 #[test]
 fn protocol_and_port_ranges() {
-    let w = world(&[("a", "{ingress: [{ports: [{port: 80, endPort: 82}, {port: 53, endPort: 53, protocol: UDP}, {port: 7, endPort: 9, protocol: SCTP}]}]}")]);
+    let w = world(&[(
+        "a",
+        "{ingress: [{ports: [{port: 80, endPort: 82}, {port: 53, endPort: 53, protocol: UDP}, {port: 7, endPort: 9, protocol: SCTP}]}]}",
+    )]);
     for (asked, allowed) in [
-        ("79/tcp", false), ("80/tcp", true), ("81/tcp", true), ("82/tcp", true), ("83/tcp", false), ("80/udp", false),
-        ("53/udp", true), ("53/tcp", false), ("6/sctp", false), ("7/sctp", true), ("9/sctp", true), ("10/sctp", false), ("7/tcp", false),
-        ("icmp", false), ("icmp6", false),
+        ("79/tcp", false),
+        ("80/tcp", true),
+        ("81/tcp", true),
+        ("82/tcp", true),
+        ("83/tcp", false),
+        ("80/udp", false),
+        ("53/udp", true),
+        ("53/tcp", false),
+        ("6/sctp", false),
+        ("7/sctp", true),
+        ("9/sctp", true),
+        ("10/sctp", false),
+        ("7/tcp", false),
+        ("icmp", false),
+        ("icmp6", false),
     ] {
         assert_eq!(w.ingress("db", "web", asked), allowed, "{asked}");
     }
@@ -182,7 +226,10 @@ fn host_network_pods_are_neither_subject_nor_peer() {
 #[test]
 fn finished_pods_give_their_address_away() {
     let finished = pod("old", "10.0.0.77", "app: web", "").replace("podIPs", "phase: Succeeded, podIPs");
-    let yaml = pods() + &finished + &pod("zz-new", "10.0.0.77", "app: db", "") + &policy("p", "{ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}");
+    let yaml = pods()
+        + &finished
+        + &pod("zz-new", "10.0.0.77", "app: db", "")
+        + &policy("p", "{ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}");
     let w = World::of(&yaml);
     assert!(!w.ingress("db", "10.0.0.77", "80/tcp"));
     assert!(!w.compiled.tables.endpoints.contains_key("default/old"));

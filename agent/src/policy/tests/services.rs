@@ -13,14 +13,17 @@ fn slice(service: &str, port: u16, endpoints: &str) -> String {
 }
 
 fn world(endpoints: &str, egress: &str) -> World {
-    World::of(&[
-        pod("client", "10.0.0.1", "app: client", ""),
-        pod("a", "10.0.0.2", "app: web, v: '1'", ""),
-        pod("b-far", "10.0.0.3", "app: web, v: '2'", ""),
-        service("web", "{clusterIP: 10.96.0.1, ports: [{port: 80, nodePort: 30080}]}"),
-        slice("web", 8080, endpoints),
-        policy("p", &format!("{{podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Egress], egress: [{egress}]}}")),
-    ].concat())
+    World::of(
+        &[
+            pod("client", "10.0.0.1", "app: client", ""),
+            pod("a", "10.0.0.2", "app: web, v: '1'", ""),
+            pod("b-far", "10.0.0.3", "app: web, v: '2'", ""),
+            service("web", "{clusterIP: 10.96.0.1, ports: [{port: 80, nodePort: 30080}]}"),
+            slice("web", 8080, endpoints),
+            policy("p", &format!("{{podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Egress], egress: [{egress}]}}")),
+        ]
+        .concat(),
+    )
 }
 
 const BOTH: &str = "{addresses: [10.0.0.2], nodeName: n1}, {addresses: [10.0.0.3], nodeName: n2}";
@@ -53,7 +56,10 @@ fn ready_ones_count_else_those_that_still_serve() {
     let v1 = "{to: [{podSelector: {matchLabels: {v: '1'}}}]}";
     let w = world("{addresses: [10.0.0.2]}, {addresses: [10.0.0.3], conditions: {ready: false, serving: true, terminating: true}}", v1);
     assert!(w.egress("client", "10.96.0.1", "80/tcp"));
-    let w = world("{addresses: [10.0.0.3], conditions: {ready: false}}, {addresses: [10.0.0.2], conditions: {ready: false, serving: true, terminating: true}}", v1);
+    let w = world(
+        "{addresses: [10.0.0.3], conditions: {ready: false}}, {addresses: [10.0.0.2], conditions: {ready: false, serving: true, terminating: true}}",
+        v1,
+    );
     assert!(w.egress("client", "10.96.0.1", "80/tcp"));
     let w = world("{addresses: [10.0.0.2], conditions: {ready: false, serving: true, terminating: false}}", v1);
     assert!(!w.egress("client", "10.96.0.1", "80/tcp"));
@@ -81,8 +87,12 @@ fn traffic_that_stays_on_the_node_meets_its_backends_only() {
         pod("b-far", "10.0.0.3", "v: '2'", ""),
         service("web", "{clusterIP: 10.96.0.1, internalTrafficPolicy: Local, externalIPs: [7.7.7.7], ports: [{port: 8080}]}"),
         slice("web", 8080, BOTH),
-        policy("p", "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {v: '1'}}}]}]}"),
-    ].concat();
+        policy(
+            "p",
+            "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {v: '1'}}}]}]}",
+        ),
+    ]
+    .concat();
     let w = World::of(&yaml);
     assert!(w.egress("client", "10.96.0.1", "8080/tcp") && !w.egress("client", "7.7.7.7", "8080/tcp"));
 }
@@ -94,6 +104,7 @@ fn ingress_knows_no_services() {
         service("web", "{clusterIP: 10.96.0.1, ports: [{port: 80}]}"),
         slice("web", 80, "{addresses: [10.0.0.1]}"),
         policy("p", "{ingress: [{from: [{podSelector: {}}]}]}"),
-    ].concat();
+    ]
+    .concat();
     assert!(!World::of(&yaml).ingress("client", "10.96.0.1", "80/tcp"));
 }

@@ -57,7 +57,8 @@ fn numbers_begin_above_those_in_use() {
 
 #[test]
 fn the_same_again_is_the_same() {
-    let yaml = pod("a", "10.0.0.1", "app: a", "") + &policy("p", "{ingress: [{from: [{podSelector: {}}, {ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: 80}]}]}");
+    let yaml = pod("a", "10.0.0.1", "app: a", "")
+        + &policy("p", "{ingress: [{from: [{podSelector: {}}, {ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: 80}]}]}");
     let (mut compiler, numbers) = (Compiler::new(UsedIds::default()), Numbers::default());
     let first = compile(&mut compiler, &snapshot_of(&yaml), &numbers).tables;
     for _ in 0..4 {

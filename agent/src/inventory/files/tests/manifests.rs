@@ -61,7 +61,8 @@ fn owners_are_followed_to_the_top() {
         pod("e", "{kind: Node, name: n1, controller: true}"),
         pod("f", ""),
         pod("g", "{kind: ReplicaSet, name: gone-xyz, controller: true}"),
-    ].concat();
+    ]
+    .concat();
     let snapshot = read(&[("a.yaml", &text)]);
     assert_eq!(snapshot.refused, Vec::<String>::new());
     let of = |name: &str| {
@@ -148,7 +149,11 @@ fn an_error_anywhere_refuses_the_whole_file() {
     let snapshot = read(&[("a.yaml", &text), ("b.yaml", POD)]);
     assert!(snapshot.policies.is_empty());
     assert_eq!(snapshot.pods.len(), 1);
-    assert!(snapshot.refused[0].contains("a.yaml, document 2, spec.ingress[0].ports[0].endPort: 7 is below port 80"), "{:?}", snapshot.refused);
+    assert!(
+        snapshot.refused[0].contains("a.yaml, document 2, spec.ingress[0].ports[0].endPort: 7 is below port 80"),
+        "{:?}",
+        snapshot.refused
+    );
 }
 
 #[test]

@@ -22,22 +22,29 @@ fn policy_types_follow_the_api_server() {
 
 #[test]
 fn ports_take_their_defaults() {
-    let policy = accepted("{ingress: [{ports: [{}, {port: 80}, {port: 80, endPort: 82, protocol: UDP}, {port: 80, endPort: 80}, {port: http, protocol: SCTP}, null]}]}");
+    let policy = accepted(
+        "{ingress: [{ports: [{}, {port: 80}, {port: 80, endPort: 82, protocol: UDP}, {port: 80, endPort: 80}, {port: http, protocol: SCTP}, null]}]}",
+    );
     let ports: Vec<_> = policy.ingress.as_ref().unwrap()[0].ports.iter().map(|p| (p.protocol, p.port.clone())).collect();
-    assert_eq!(ports, [
-        (6, PortMatch::All),
-        (6, PortMatch::Range(80, 80)),
-        (17, PortMatch::Range(80, 82)),
-        (6, PortMatch::Range(80, 80)),
-        (132, PortMatch::Named("http".into())),
-        (6, PortMatch::All),
-    ]);
+    assert_eq!(
+        ports,
+        [
+            (6, PortMatch::All),
+            (6, PortMatch::Range(80, 80)),
+            (17, PortMatch::Range(80, 82)),
+            (6, PortMatch::Range(80, 80)),
+            (132, PortMatch::Named("http".into())),
+            (6, PortMatch::All),
+        ]
+    );
 }
 
 #[test]
 fn selectors_become_canonical() {
     let a = accepted("{podSelector: {matchLabels: {b: '1', a: '2'}, matchExpressions: [{key: c, operator: NotIn, values: [z, y, z]}]}}");
-    let b = accepted("{podSelector: {matchExpressions: [{key: c, operator: NotIn, values: [y, z]}, {key: a, operator: In, values: ['2']}, {key: b, operator: In, values: ['1']}]}}");
+    let b = accepted(
+        "{podSelector: {matchExpressions: [{key: c, operator: NotIn, values: [y, z]}, {key: a, operator: In, values: ['2']}, {key: b, operator: In, values: ['1']}]}}",
+    );
     assert_eq!(a.pod_selector, b.pod_selector);
     let c = accepted("{podSelector: {matchExpressions: [{key: c, operator: Exists}, {key: d, operator: DoesNotExist, values: []}]}}");
     assert_eq!(c.pod_selector.requirements, [Requirement::Exists("c".into()), Requirement::DoesNotExist("d".into())]);
@@ -45,11 +52,17 @@ fn selectors_become_canonical() {
 
 #[test]
 fn blocks_are_masked_and_unmapped() {
-    let policy = accepted("{ingress: [{from: [{ipBlock: {cidr: 10.161.3.4/8, except: [10.1.0.0/16]}}, {ipBlock: {cidr: '::ffff:10.0.0.0/104'}}, {ipBlock: {cidr: '2001:db8::1/32'}}]}]}");
-    let cidrs: Vec<_> = policy.ingress.as_ref().unwrap()[0].peers.iter().map(|p| match p {
-        PolicyPeer::Block { cidr, except } => (cidr.to_string(), except.len()),
-        PolicyPeer::Pods { .. } => panic!("a block"),
-    }).collect();
+    let policy = accepted(
+        "{ingress: [{from: [{ipBlock: {cidr: 10.161.3.4/8, except: [10.1.0.0/16]}}, {ipBlock: {cidr: '::ffff:10.0.0.0/104'}}, {ipBlock: {cidr: '2001:db8::1/32'}}]}]}",
+    );
+    let cidrs: Vec<_> = policy.ingress.as_ref().unwrap()[0]
+        .peers
+        .iter()
+        .map(|p| match p {
+            PolicyPeer::Block { cidr, except } => (cidr.to_string(), except.len()),
+            PolicyPeer::Pods { .. } => panic!("a block"),
+        })
+        .collect();
     assert_eq!(cidrs, [("10.0.0.0/8".into(), 1), ("10.0.0.0/8".into(), 0), ("2001:db8::/32".into(), 0)]);
 }
 
@@ -69,7 +82,10 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("{podSelector: {matchLabels: {a: 1.5}}}", &["spec.podSelector.matchLabels.a", "1.5"]),
     ("{podSelector: {matchLabels: {'-a': b}}}", &["spec.podSelector.matchLabels.-a", "label key"]),
     ("{podSelector: {matchLabels: {a: 'b c'}}}", &["spec.podSelector.matchLabels.a", "b c", "label value"]),
-    ("{podSelector: {matchExpressions: [{key: a, operator: in, values: [b]}]}}", &["spec.podSelector.matchExpressions[0].operator", "\"in\"", "NotIn"]),
+    (
+        "{podSelector: {matchExpressions: [{key: a, operator: in, values: [b]}]}}",
+        &["spec.podSelector.matchExpressions[0].operator", "\"in\"", "NotIn"],
+    ),
     ("{podSelector: {matchExpressions: [{key: a, operator: Gt, values: ['1']}]}}", &["operator", "Gt"]),
     ("{podSelector: {matchExpressions: [{key: a}]}}", &["operator"]),
     ("{podSelector: {matchExpressions: [{key: a, operator: In}]}}", &["matchExpressions[0].values", "In and NotIn"]),
@@ -85,7 +101,10 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("{ingress: [{from: [{ipBlock: {}}]}]}", &["ipBlock.cidr", "required"]),
     ("{ingress: [{from: [{ipBlock: {cidr: 10.0.0.1}}]}]}", &["ipBlock.cidr", "10.0.0.1", "CIDR"]),
     ("{ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/33}}]}]}", &["ipBlock.cidr", "10.0.0.0/33"]),
-    ("{egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/16]}}]}]}", &["spec.egress[0].to[0].ipBlock.except[0]", "11.0.0.0/16", "10.0.0.0/8"]),
+    (
+        "{egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/16]}}]}]}",
+        &["spec.egress[0].to[0].ipBlock.except[0]", "11.0.0.0/16", "10.0.0.0/8"],
+    ),
     ("{egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/8]}}]}]}", &["except[0]", "strict subset"]),
     ("{egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [0.0.0.0/0]}}]}]}", &["except[0]"]),
     ("{egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: ['fd00::/64']}}]}]}", &["except[0]"]),
@@ -139,6 +158,7 @@ fn names_and_versions_are_checked() {
 
 #[test]
 fn policies_of_other_groups_are_not_ours() {
-    let snapshot = read(&[("a.yaml", "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {selector: all()}")]);
+    let snapshot =
+        read(&[("a.yaml", "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {selector: all()}")]);
     assert!(snapshot.refused.is_empty() && snapshot.policies.is_empty());
 }
