@@ -98,7 +98,8 @@ fn an_open_connection_stops() -> Result<()> {
     let Pair { lab, server, client } = pair("edits-open")?;
     let _serving = server.serve("tcp", 80)?;
     let agent = Agent::start(&lab, &[])?;
-    let held = client.start(&["hold", &format!("{}:80", server.v4()), "3", "6"])?;
+    // One connection after the other waits 3 s for an answer before it counts as broken.
+    let held = client.start(&["hold", &format!("{}:80", server.v4()), "3", "15"])?;
     std::thread::sleep(Duration::from_secs(1));
     lab.policy("shop", "server", &policy("nobody"))?;
     let result = held.finish(Duration::from_secs(60))?.json()?;

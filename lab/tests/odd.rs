@@ -99,10 +99,11 @@ fn a_service_is_its_backends() -> Result<()> {
         )?;
         writeln!(rules, "ip daddr {address} tcp dport 80 dnat to {}:80;", pod.v4())?;
     }
-    rules.push_str("} }");
+    rules.push_str("}\n}\n");
     let file = lab.directory().join("services.nft");
     std::fs::write(&file, rules)?;
-    ensure!(lab.node().run("nft", &["-f", &file.display().to_string()])?.success());
+    let loaded = lab.node().run("nft", &["-f", &file.display().to_string()])?;
+    ensure!(loaded.success(), "{loaded:?}");
     lab.policy(
         "shop",
         "client",
