@@ -9,17 +9,23 @@ use sekisho_core::parse::Window;
 
 const RELAXED: AtomicOrdering = AtomicOrdering::Relaxed;
 
-/// Adds to a number that other CPUs add to as well, and returns what it was.
+/// Adds to a number that other CPUs add to as well, and returns what it was. By hand: of a relaxed addition the compiler
+/// makes the instruction that does not fetch, and then takes the addend for the result.
 #[inline(always)]
 pub(crate) fn fetch_add(number: &mut u64, value: u64) -> u64 {
+    let found: u64;
     // SAFETY: the reference is valid and aligned for the length of the call.
-    unsafe { atomic_xadd::<u64, u64, RELAXED>(number, value) }
+    unsafe {
+        asm!("{value} = atomic_fetch_add((u64 *)({number} + 0), {value})", number = in(reg) number, value = inout(reg) value => found);
+    }
+    found
 }
 
 /// Adds to a number that other CPUs add to as well.
 #[inline(always)]
 pub(crate) fn add(number: &mut u64, value: u64) {
-    let _ = fetch_add(number, value);
+    // SAFETY: as in `fetch_add`.
+    let _ = unsafe { atomic_xadd::<u64, u64, RELAXED>(number, value) };
 }
 
 /// Writes `new` if the number is still `old`; tells whether it did.

@@ -213,7 +213,7 @@ fn triage(scratch: &mut Scratch, found: Option<Entry>) -> u8 {
         return task::AGAIN;
     }
     // Nothing of a denied flow passed, so this is no reply to it.
-    let reversed = entry.verdict == verdict::DENIED && side == 1 && !tcp && entry.opened != UNKNOWN && scratch.cause == 0;
+    let reversed = entry.verdict == verdict::DENIED && side == 1 && !tcp && entry.opened != UNKNOWN;
     if reversed { task::INSTEAD } else { task::NONE }
 }
 

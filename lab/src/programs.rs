@@ -76,6 +76,11 @@ pub struct Programs {
 impl Programs {
     /// Loads the object with rings of `ring_bytes` per CPU and the given map sizes.
     pub fn load(object: &[u8], ring_bytes: u32, sizes: &[(&'static str, u32)]) -> Result<Self> {
+        Self::load_some(object, &[], ring_bytes, sizes)
+    }
+
+    /// As [`Self::load`], but only the named programs (none: all), since the verifier takes its time for each.
+    pub fn load_some(object: &[u8], only: &[&str], ring_bytes: u32, sizes: &[(&'static str, u32)]) -> Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(what, e)| anyhow::anyhow!("{what}: {e}"))?;
         let cpus = u32::try_from(cpus)?;
         let mut loader = EbpfLoader::new();
@@ -84,7 +89,7 @@ impl Programs {
             loader.map_max_entries(name, *size);
         }
         let mut bpf = loader.load(object).context("the object does not load")?;
-        for (name, program) in bpf.programs_mut() {
+        for (name, program) in bpf.programs_mut().filter(|(name, _)| only.is_empty() || only.contains(name)) {
             let done = match program {
                 Program::SchedClassifier(p) => p.load(),
                 Program::CgroupSkb(p) => p.load(),
@@ -179,6 +184,48 @@ impl Programs {
         self.element(map, command::DELETE, key.as_bytes(), &mut []).with_context(|| format!("delete in {map}"))
     }
 
+    /// Empties every table, so that what is left is as after loading; counters only grow.
+    pub fn clear(&mut self) -> Result<()> {
+        let mut names = Vec::new();
+        // What the compiler made (`.rodata`) is not ours to write.
+        for (name, map) in self.bpf.maps().filter(|(name, _)| !name.starts_with('.')) {
+            let (aya::maps::Map::Array(data)
+            | aya::maps::Map::HashMap(data)
+            | aya::maps::Map::LruHashMap(data)
+            | aya::maps::Map::LpmTrie(data)
+            | aya::maps::Map::Queue(data)) = map
+            else {
+                continue;
+            };
+            let info = data.info()?;
+            names.push((name.to_owned(), matches!(map, aya::maps::Map::Array(_)), info.key_size() as usize, info.value_size() as usize));
+        }
+        for (name, is_array, key, value) in names {
+            self.empty(&name, is_array, key, value)?;
+        }
+        Ok(())
+    }
+
+    fn empty(&self, map: &str, is_array: bool, key_size: usize, value_size: usize) -> Result<()> {
+        let mut value = vec![0; value_size];
+        if is_array {
+            // Tests use the first slots only.
+            return (0..4u32).try_for_each(|slot| match self.element(map, command::UPDATE, &slot.to_ne_bytes(), &mut value) {
+                Err(error) if slot > 0 && has_code(&error, libc::E2BIG) => Ok(()),
+                done => done.map(drop),
+            });
+        }
+        if key_size == 0 {
+            while self.element(map, command::TAKE, &[], &mut value)? {}
+            return Ok(());
+        }
+        let mut first = vec![0; key_size];
+        while self.element(map, command::NEXT_KEY, &[], &mut first)? {
+            self.element(map, command::DELETE, &first, &mut [])?;
+        }
+        Ok(())
+    }
+
     /// One element command of bpf(2); false where the key is not there.
     fn element(&self, map: &str, command: libc::c_int, key: &[u8], value: &mut [u8]) -> Result<bool> {
         let data = match self.bpf.map(map).with_context(|| format!("no map {map}"))? {
@@ -190,13 +237,20 @@ impl Programs {
             _ => bail!("map {map} is of an unexpected kind"),
         };
         let info = data.info()?;
-        if info.key_size() as usize != key.len() || (!value.is_empty() && info.value_size() as usize != value.len()) {
+        let (asked, given) = (info.key_size() as usize, info.value_size() as usize);
+        // The first key is asked for without one, and comes where a value would.
+        let fits = if command == command::NEXT_KEY {
+            value.len() == asked
+        } else {
+            key.len() == asked && (value.is_empty() || value.len() == given)
+        };
+        if !fits {
             bail!("{map} has keys of {} and values of {} bytes", info.key_size(), info.value_size());
         }
         let attributes = ElementAttributes {
             map: data.fd().as_fd().as_raw_fd().cast_unsigned(),
             pad: 0,
-            key: key.as_ptr() as u64,
+            key: if key.is_empty() { 0 } else { key.as_ptr() as u64 },
             value: if value.is_empty() { 0 } else { value.as_mut_ptr() as u64 },
             flags: 0,
         };
@@ -225,6 +279,12 @@ mod command {
     pub(super) const LOOKUP: libc::c_int = 1;
     pub(super) const UPDATE: libc::c_int = 2;
     pub(super) const DELETE: libc::c_int = 3;
+    pub(super) const NEXT_KEY: libc::c_int = 4;
+    pub(super) const TAKE: libc::c_int = 21;
+}
+
+fn has_code(error: &anyhow::Error, code: i32) -> bool {
+    error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) == Some(code)
 }
 
 fn last_lines(text: &str, count: usize) -> String {
