@@ -31,7 +31,7 @@ const EXAMPLES: &str = "Examples:
   sekisho status                                             is everything attached and in force?
   sekisho observe --follow --verdict denied                  watch what is turned back, and why
   sekisho explain --from shop/web --to shop/db --port 5432/TCP
-  sekisho mode observe                                       the kill switch: judge nothing, drop nothing
+  sekisho mode observe                                       the kill switch: drop nothing
 
 Exit codes: 0 done, 1 not ready or not found, 2 wrong usage, 3 cannot run here.";
 
@@ -40,7 +40,7 @@ Exit codes: 0 done, 1 not ready or not found, 2 wrong usage, 3 cannot run here."
 #[command(name = "sekisho", version, about = ABOUT, long_about = LONG_ABOUT, after_help = EXAMPLES, subcommand_required = true)]
 pub(super) struct Cli {
     /// Unix socket of the agent
-    #[arg(long, global = true, value_name = "PATH", default_value = SOCKET, env = "SEKISHO_SOCKET")]
+    #[arg(long, global = true, value_name = "PATH", default_value = SOCKET, env = "SEKISHO_SOCKET", display_order = 900)]
     pub(super) socket: PathBuf,
     #[command(subcommand)]
     pub(super) command: Command,
@@ -72,11 +72,11 @@ pub(super) enum Command {
 
 const AGENT_EXAMPLES: &str = "Examples:
   sekisho agent --manifests ./cluster --node-name node-1
-  sekisho agent --manifests ./cluster --node-name node-1 --mode audit --jsonl /var/log/sekisho/flows.jsonl
-  sekisho agent --manifests ./cluster --node-name node-1 --listen 127.0.0.1:4317 --memory-budget 256Mi
+  sekisho agent --manifests ./cluster --node-name node-1 --mode audit --jsonl flows.jsonl
+  sekisho agent --manifests ./cluster --node-name node-1 --listen 127.0.0.1:4317
 
-The node is the network namespace in which the agent is started. Manifests are ordinary Kubernetes objects in *.yaml, *.yml
-and *.json files; the folder is watched, and a changed file changes the verdict. When the agent ends, enforcement stays, unless
+The node is the network namespace in which the agent is started. Manifests are ordinary Kubernetes objects in *.yaml, *.yml \
+and *.json files; the folder is watched, and a changed file changes the verdict. When the agent ends, enforcement stays, unless \
 --detach-on-exit is given; `sekisho detach` removes it later.";
 
 /// Arguments of `sekisho agent`.
@@ -117,7 +117,7 @@ pub struct AgentArgs {
     #[arg(long, value_enum, default_value_t = TcBackend::Auto)]
     pub tc_backend: TcBackend,
     /// Bytes that all kernel maps together may take
-    #[arg(long, value_name = "SIZE", default_value = "128Mi", value_parser = values::size)]
+    #[arg(long, value_name = "SIZE", default_value = "128Mi", value_parser = values::budget)]
     pub memory_budget: u64,
     /// Remove everything when the agent ends, instead of leaving enforcement in place
     #[arg(long)]
@@ -138,7 +138,7 @@ pub struct AgentArgs {
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// Level of the log: error, warn, info, debug, trace, or per module as in `info,sekisho::datapath=debug`
-    #[arg(long, value_name = "LEVEL", default_value = "info", env = "SEKISHO_LOG")]
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "SEKISHO_LOG", value_parser = values::log_level)]
     pub log_level: String,
 }
 

@@ -53,23 +53,25 @@ pub(super) async fn connect(socket: &Path) -> Result<Client, Failure> {
     let path = socket.to_str().ok_or_else(|| Failure::new(Exit::Usage, "the path of the socket is not UTF-8"))?;
     let endpoint = Endpoint::from_shared(format!("unix:{path}"))
         .map_err(|error| Failure::new(Exit::Usage, format_args!("{path} is no socket path: {error}")))?;
-    let channel = endpoint.connect().await.map_err(|error| Failure::new(Exit::NotReady, no_answer(path, &error)))?;
+    let channel = endpoint.connect().await.map_err(|error| no_answer(path, &error))?;
     Ok(SekishoClient::new(channel).max_decoding_message_size(MAX_ANSWER))
 }
 
 /// Why no agent answers, and what to do.
-fn no_answer(path: &str, error: &(dyn Error + 'static)) -> String {
-    let kind = io_error(error).map(io::Error::kind);
-    match kind {
+fn no_answer(path: &str, error: &(dyn Error + 'static)) -> Failure {
+    let text = match io_error(error).map(io::Error::kind) {
         Some(io::ErrorKind::NotFound) => {
             format!("no agent answers: there is no socket {path}; start one with `sekisho agent`, or name its socket with --socket")
         }
         Some(io::ErrorKind::ConnectionRefused) => {
             format!("no agent answers on {path}: the one that made it has ended; start it again with `sekisho agent`")
         }
-        Some(io::ErrorKind::PermissionDenied) => format!("{path} may not be opened: run as root"),
+        Some(io::ErrorKind::PermissionDenied) => {
+            return Failure::new(Exit::CannotRun, format_args!("{path} may not be opened: run as root"));
+        }
         _ => format!("no agent answers on {path}: {}", deepest(error)),
-    }
+    };
+    Failure::new(Exit::NotReady, text)
 }
 
 fn io_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {

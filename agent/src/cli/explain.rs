@@ -15,7 +15,7 @@ const EXAMPLES: &str = "Examples:
   sekisho explain --from shop/api --to 192.0.2.7 --port 443
   sekisho explain --from shop/web --to shop/db --port ICMP
 
-The answer is what the running agent would decide now, at the end that sends and at the end that receives; a flow passes
+The answer is what the running agent would decide now, at the end that sends and at the end that receives; a flow passes \
 only if both allow it. Exit code 1 when a pod is not known.";
 
 /// Arguments of `sekisho explain`.

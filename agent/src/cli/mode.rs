@@ -36,8 +36,9 @@ pub(super) fn run(socket: &Path, args: &ModeArgs, machine: &dyn Machine) -> Resu
     client::converse(async {
         let answer = match (client::answered_within(PATIENCE, ask(socket, args.mode)).await, args.mode) {
             (Ok(answer), _) => answer,
-            (Err(unanswered), Some(Mode::Observe)) if unanswered.exit != Exit::Usage => {
-                let epoch = machine.observe_on_pins(&args.pin_dir)?;
+            (Err(unanswered), Some(Mode::Observe)) if unanswered.exit == Exit::NotReady => {
+                let on_pins = machine.observe_on_pins(&args.pin_dir);
+                let epoch = on_pins.map_err(|failure| Failure::new(failure.exit, format_args!("{unanswered}; {failure}")))?;
                 eprintln!("sekisho: {unanswered}; the mode is set on the pins in {}", args.pin_dir.display());
                 ModeResponse { mode: Mode::Observe.name().to_owned(), epoch }
             }

@@ -23,8 +23,8 @@ const EXAMPLES: &str = "Examples:
   sekisho observe --since 5m --to-pod shop/db --port 5432
   sekisho observe --last all -o json --follow        the whole book: every kind, `seq` without a gap
 
-Filters are applied by the agent. A record passes if it matches every option that is given; an option may be given several
-times or with a comma list, and then any of its values will do. Without a filter, alerts, ledgers and the other records
+Filters are applied by the agent. A record passes if it matches every option that is given; an option may be given several \
+times or with a comma list, and then any of its values will do. Without a filter, alerts, ledgers and the other records \
 that are not flows are printed as well.";
 
 /// Arguments of `sekisho observe`.
@@ -41,9 +41,9 @@ pub(super) struct ObserveArgs {
     #[arg(short, long)]
     follow: bool,
     #[command(flatten)]
-    filter: FilterArgs,
-    #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    filter: FilterArgs,
 }
 
 /// Which records.
@@ -69,7 +69,7 @@ struct FilterArgs {
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = values::network)]
     ip: Vec<String>,
     /// Port of either end
-    #[arg(long, value_name = "P", value_delimiter = ',')]
+    #[arg(long, value_name = "P", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
     port: Vec<u16>,
     /// TCP, UDP, SCTP, ICMP, ICMPv4, ICMPv6, or a number
     #[arg(long, value_name = "P", value_delimiter = ',', value_parser = values::protocol)]

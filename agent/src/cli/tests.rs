@@ -117,6 +117,8 @@ fn the_agent_refuses_in_sentences() {
     assert!(refused("agent --manifests /tmp --node-name n --listen here").contains("127.0.0.1:4317"));
     assert!(refused("agent --manifests /tmp --node-name n --mode maybe").contains("observe, audit, enforce"));
     assert!(refused("agent --manifests /tmp --node-name n --memory-budget lots").contains("256Mi"));
+    assert!(refused("agent --manifests /tmp --node-name n --memory-budget 1M").contains("at least 8Mi"));
+    assert!(refused("agent --manifests /tmp --node-name n --log-level a=b=c").contains("by module"));
 }
 
 #[test]
@@ -167,6 +169,7 @@ fn observe_refuses_in_sentences() {
     assert!(refused("observe --pod a/b/c").contains("NAMESPACE/POD"));
     assert!(refused("observe --protocol http").contains("ICMPv6"));
     assert!(refused("observe --port 70000").contains("70000"));
+    assert!(refused("observe --port 0").contains("1..=65535"));
     assert!(refused("observe --output xml").contains("compact, json, dict"));
 }
 

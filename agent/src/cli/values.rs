@@ -40,6 +40,21 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).filter(|size| *size > 0).ok_or_else(wrong)
 }
 
+/// A size that the kernel's maps can live with.
+pub(super) fn budget(text: &str) -> Result<u64, String> {
+    let least = crate::datapath::LEAST_BUDGET;
+    let size = size(text)?;
+    if size < least { Err(format!("give at least {}Mi, or the tables hold too few flows to be of use", least >> 20)) } else { Ok(size) }
+}
+
+/// A level, or levels by module.
+pub(super) fn log_level(text: &str) -> Result<String, String> {
+    match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err("give error, warn, info, debug or trace, or levels by module as in info,sekisho::datapath=debug".to_owned()),
+    }
+}
+
 /// A duration of one or more parts: `500ms`, `30s`, `1h30m`, `2d`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     const WRONG: &str = "give a duration such as 500ms, 30s, 5m or 1h30m";

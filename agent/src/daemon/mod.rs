@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::cli::{AgentArgs, Exit, Failure, Machine};
-use crate::export::{JsonLines, Rotation, Runner, Target};
+use crate::export::{JsonLines, Rotation, Target};
 use crate::{api, datapath, export};
 
 use control::Control;
@@ -67,11 +67,15 @@ fn run(args: &AgentArgs) -> Result<(), Failure> {
         .map_err(|e| cannot(&format!("the runtime does not start: {e}")))?;
     // Signals are caught from here on, so that an early SIGTERM ends the agent in order.
     let mut signals = runtime.block_on(async { Signals::catch() }).map_err(|e| cannot(&e))?;
+    let sink = args.jsonl.as_deref().map(|path| open_jsonl(path, args)).transpose()?;
     let listeners = runtime.block_on(api::bind(&args.socket, args.listen)).map_err(|e| cannot(&e))?;
     let (control, commands) = Control::new();
     let pump = Pump::open(args, commands, control.shared())?;
     let control = Arc::new(control.with_book(pump.book(), pump.header()));
-    let sink = args.jsonl.as_deref().map(|path| start_jsonl(path, args, &pump)).transpose()?;
+    let sink = sink
+        .map(|sink| export::spawn(Box::new(sink), &pump.book(), (*pump.header()).clone()))
+        .transpose()
+        .map_err(|e| cannot(&format!("a thread does not start: {e}")))?;
     let (stop, stopped) = watch::channel(false);
     let thread = thread::Builder::new()
         .name("pump".into())
@@ -111,12 +115,10 @@ fn run(args: &AgentArgs) -> Result<(), Failure> {
     }
 }
 
-fn start_jsonl(path: &Path, args: &AgentArgs, pump: &Pump) -> Result<Runner, Failure> {
+fn open_jsonl(path: &Path, args: &AgentArgs) -> Result<JsonLines, Failure> {
     let target = if path == Path::new("-") { Target::Stdout } else { Target::File(path.to_owned()) };
     let rotation = Rotation { size: args.jsonl_max_size, keep: args.jsonl_keep };
-    let sink = JsonLines::open(target, rotation).map_err(|e| Failure::new(Exit::CannotRun, e))?;
-    export::spawn(Box::new(sink), &pump.book(), (*pump.header()).clone())
-        .map_err(|e| Failure::new(Exit::CannotRun, format!("a thread does not start: {e}")))
+    JsonLines::open(target, rotation).map_err(|e| Failure::new(Exit::CannotRun, e))
 }
 
 /// The signals that end the agent.

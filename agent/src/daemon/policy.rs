@@ -131,17 +131,31 @@ impl Pump {
         self.engine.push(Body::Policy(Arc::new(change)));
     }
 
+    /// Goes on in a mode that `sekisho mode` has set on the pins while this agent did not answer.
+    pub(super) fn notice_mode(&mut self) {
+        match self.datapath.notice_mode() {
+            Ok(None) => {}
+            Ok(Some(epoch)) => self.mode_is_set(epoch),
+            Err(e) => error!("the mode cannot be read: {e}"),
+        }
+    }
+
+    fn mode_is_set(&mut self, epoch: u32) {
+        if let Some(compiled) = &self.compiled {
+            self.engine.set_policy(epoch, compiled.clone());
+        }
+        info!(mode = mode::name(self.datapath.mode()), "the mode is set");
+        self.tell_policy("mode", None);
+    }
+
     /// Shows the mode; sets it first where one is given.
     pub(super) fn mode(&mut self, set: Option<u32>) -> Result<proto::ModeResponse, Refusal> {
+        self.notice_mode();
         if let Some(wanted) = set
             && wanted != self.datapath.mode()
         {
             let epoch = self.datapath.set_mode(wanted).map_err(|e| Refusal::Unavailable(e.to_string()))?;
-            if let Some(compiled) = &self.compiled {
-                self.engine.set_policy(epoch, compiled.clone());
-            }
-            info!(mode = mode::name(wanted), "the mode is set");
-            self.tell_policy("mode", None);
+            self.mode_is_set(epoch);
         }
         let mode = mode::name(self.datapath.mode()).unwrap_or("unknown").to_owned();
         Ok(proto::ModeResponse { mode, epoch: self.datapath.epoch() })

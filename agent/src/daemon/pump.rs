@@ -93,7 +93,7 @@ impl Pump {
     /// Opens the node: reads the manifests, adopts or loads the programs, puts the policy in force.
     pub(super) fn open(args: &AgentArgs, commands: Receiver<Command>, shared: Arc<Shared>) -> Result<Self, Failure> {
         let cannot = |e: &dyn std::fmt::Display| Failure::new(Exit::CannotRun, e);
-        let source = Source::start(&args.manifests).map_err(|e| cannot(&e))?;
+        Source::check(&args.manifests).map_err(|e| cannot(&e))?;
         let options = Options {
             pin_dir: args.pin_dir.clone(),
             tc_backend: match args.tc_backend {
@@ -105,6 +105,7 @@ impl Pump {
             node: args.node_name.clone(),
         };
         let mut datapath = Datapath::open(&options).map_err(|e| cannot(&e))?;
+        let source = Source::start(&args.manifests).map_err(|e| cannot(&e))?;
         datapath.set_mode(mode_number(args.mode)).map_err(|e| cannot(&e))?;
         datapath.set_spoof_enforce(true).map_err(|e| cannot(&e))?;
         let now = now(&mut datapath);
@@ -276,6 +277,7 @@ impl Pump {
 
     /// Has the attachments checked and says what was found.
     fn check(&mut self) {
+        self.notice_mode();
         let found = self.datapath.check();
         let changed = !found.is_empty();
         for event in found {

@@ -212,7 +212,8 @@ fn sentence(decision: &Decision, direction: u8) -> String {
     };
     if let Some(nearest) = &decision.nearest {
         let wrong: Vec<_> = decision.mismatch.iter().map(|m| mismatch_name(*m)).collect();
-        text += &format!("; nearest is {}, where {} does not match", whole(nearest), wrong.join(" and "));
+        let verb = if wrong.len() == 1 { "does" } else { "do" };
+        text += &format!("; nearest is {}, where {} {verb} not match", whole(nearest), wrong.join(" and "));
     }
     if let Some(warning) = &decision.warning {
         text += &format!(" ({warning})");

@@ -120,6 +120,7 @@ impl Datapath {
         remove("RULES", &self.maps.rules, &rule.remove)?;
         remove("PORTS", &self.maps.ports, &port.remove)?;
         if verdicts || pointed {
+            self.notice_mode().map_err(|source| ApplyError::Map { map: "CONFIG", source })?;
             self.bump_epoch()?;
         }
         self.attach_ready();

@@ -40,6 +40,14 @@ pub enum OpenError {
     /// TCX was asked for by name and the kernel has none.
     #[error("this kernel has no TCX (Linux 6.6 or newer): use --tc-backend clsact or auto")]
     NoTcx,
+    /// More memory than there is.
+    #[error("a memory budget of {asked} MiB is more than the {most} MiB that this machine has: give less with --memory-budget")]
+    Budget {
+        /// MiB asked for.
+        asked: u64,
+        /// MiB there are.
+        most: u64,
+    },
     /// The pin directory cannot be used.
     #[error("the pin directory {} cannot be used: {source}", path.display())]
     Pins {

@@ -46,6 +46,7 @@ pub use detach::{DetachReport, detach, set_mode_on_pins};
 pub use endpoint::{Attach, ChangeKind, Clocks, Coverage, CoverageEvent, EndpointChange, EndpointInfo, ListenerInfo, MapStatus};
 pub use error::{ApplyError, DetachError, ModeError, OpenError};
 pub use journal::{JOURNAL_VALUE, JournalMap};
+pub use sizes::LEAST_BUDGET;
 pub use sweep::{Sweep, Table};
 pub use watch::Watcher;
 
@@ -138,6 +139,10 @@ impl Datapath {
             (TcBackend::Tcx | TcBackend::Auto, true) => Backend::Tcx,
             (TcBackend::Tcx, false) => return Err(OpenError::NoTcx),
         };
+        let most = os::memory().map_err(|source| OpenError::System { step: "reading the machine's memory", source })?;
+        if options.memory_budget > most {
+            return Err(OpenError::Budget { asked: options.memory_budget >> 20, most: most >> 20 });
+        }
         let cpus = os::possible_cpus().map_err(|source| OpenError::System { step: "counting the CPUs", source })?;
         let sizes = sizes::plan(options.memory_budget, cpus, os::page_size());
         let pins = Pins::lock(&options.pin_dir)?;
@@ -231,11 +236,23 @@ impl Datapath {
 
     /// Sets the mode; every cached verdict is judged again. Returns the new epoch.
     pub fn set_mode(&mut self, mode: u32) -> Result<u32, ApplyError> {
+        self.notice_mode().map_err(|source| ApplyError::Map { map: "CONFIG", source })?;
         if self.config.mode != mode {
             self.config.mode = mode;
             self.bump_epoch()?;
         }
         Ok(self.config.epoch)
+    }
+
+    /// Takes over a mode that was set on the pins while this agent did not answer, so that no later write undoes it. Tells
+    /// the epoch that came with it.
+    pub fn notice_mode(&mut self) -> io::Result<Option<u32>> {
+        let Some(found) = self.maps.config.get(&0)? else { return Ok(None) };
+        if (found.mode, found.epoch) == (self.config.mode, self.config.epoch) {
+            return Ok(None);
+        }
+        (self.config.mode, self.config.epoch) = (found.mode, found.epoch);
+        Ok(Some(found.epoch))
     }
 
     fn bump_epoch(&mut self) -> Result<(), ApplyError> {

@@ -133,6 +133,13 @@ pub(super) fn kernel_version() -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
+/// Bytes of memory that the machine has.
+pub(super) fn memory() -> io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let kibibytes = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kibibytes.map(|kibibytes| kibibytes << 10).ok_or_else(|| io::Error::other("/proc/meminfo has no MemTotal"))
+}
+
 /// Pages are 4 KiB nearly everywhere, but not everywhere.
 pub(super) fn page_size() -> u32 {
     // SAFETY: no pointer is passed.

@@ -317,6 +317,7 @@ impl Datapath {
         self.maps.cgroups.put(&cgroup.id, &endpoint.info.number)?;
         let level = 1 << cgroup.level.min(31);
         if self.config.cgroup_levels & level == 0 {
+            self.notice_mode()?;
             self.config.cgroup_levels |= level;
             self.write_config()?;
         }

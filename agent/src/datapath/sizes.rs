@@ -10,7 +10,7 @@ const LRU_PER_CPU: u64 = 256;
 /// Endpoints of one node.
 pub(super) const ENDPOINTS: u32 = 1024;
 /// The least budget that makes sense.
-pub(super) const LEAST_BUDGET: u64 = 8 << 20;
+pub const LEAST_BUDGET: u64 = 8 << 20;
 
 /// Sizes of all maps.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,6 +13,9 @@ use super::object::{self, Key, Object};
 use super::owners;
 use crate::inventory::{Namespace, Snapshot};
 
+/// More files than that which come at once are counted, not listed.
+const SAID_ONE_BY_ONE: usize = 8;
+
 type Objects = Vec<(Key, Object)>;
 
 /// What happened to a file.
@@ -45,6 +48,8 @@ pub(super) struct Folder {
     uids: HashMap<Arc<str>, (Key, Arc<str>)>,
     ignored: HashSet<String>,
     arrived: u64,
+    /// Files taken in since it was last said, with how many objects each has.
+    taken: Vec<(Arc<str>, usize)>,
     snapshot: Arc<Snapshot>,
 }
 
@@ -81,7 +86,7 @@ impl Folder {
     fn remove(&mut self, name: &Arc<str>) {
         if let Some(file) = self.files.remove(name) {
             self.let_go(&file.objects);
-            tracing::info!("{name}: gone, and what it held with it ({} objects)", file.objects.len());
+            tracing::info!("{name}: gone, and what it held with it, {}", counted(file.objects.len()));
         }
     }
 
@@ -160,7 +165,7 @@ impl Folder {
                 self.uids.insert(pod.uid.clone(), (key.clone(), name.clone()));
             }
         }
-        tracing::info!("{name}: in force ({} objects)", objects.len());
+        self.taken.push((name.clone(), objects.len()));
         self.files.insert(name.clone(), File { objects, refused: None, waiting: None });
         true
     }
@@ -191,7 +196,14 @@ impl Folder {
         None
     }
 
-    fn report(&self, touched: &BTreeSet<Arc<str>>) {
+    fn report(&mut self, touched: &BTreeSet<Arc<str>>) {
+        let taken = std::mem::take(&mut self.taken);
+        if taken.len() > SAID_ONE_BY_ONE {
+            let objects: usize = taken.iter().map(|(_, objects)| objects).sum();
+            tracing::info!("{} manifests are in force, {}", taken.len(), counted(objects));
+        } else {
+            taken.iter().for_each(|(name, objects)| tracing::info!("{name}: in force, {}", counted(*objects)));
+        }
         for name in touched {
             let Some(file) = self.files.get(name) else { continue };
             let Some(why) = &file.refused else { continue };
@@ -227,6 +239,10 @@ impl Folder {
         next.refused = self.files.values().filter_map(|file| file.refused.clone()).collect();
         next
     }
+}
+
+fn counted(objects: usize) -> String {
+    format!("{objects} object{}", if objects == 1 { "" } else { "s" })
 }
 
 fn is_same(a: &Snapshot, b: &Snapshot) -> bool {

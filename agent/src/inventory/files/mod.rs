@@ -89,6 +89,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// Whether the folder can be read and watched. Reads no manifest.
+    pub fn check(folder: &Path) -> Result<(), SourceError> {
+        Watched::open(folder).map(drop)
+    }
+
     /// Reads the folder and watches it from now on. Broken manifests are no error here: they are refused by name, see
     /// [`Snapshot::refused`].
     pub fn start(folder: &Path) -> Result<Self, SourceError> {
