@@ -88,6 +88,8 @@ impl Lab {
         })?;
         for (name, value) in [("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")] {
             self.node.netns().sysctl(name, value)?;
+            // Some pods lie behind it.
+            self.outside.netns().sysctl(name, value)?;
         }
         self.outside.netns().within(|| {
             netlink::add_address("eth0", self.outside_v4(), 24)?;

@@ -215,8 +215,14 @@ impl Drop for Running {
     }
 }
 
+/// How many times slower than a real machine this one is, where it is emulated.
+fn patience() -> u32 {
+    std::env::var("SEKISHO_LAB_PATIENCE").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
 /// Waits until `ready` says so.
 pub(crate) fn until(limit: Duration, what: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
+    let limit = limit * patience();
     let deadline = Instant::now() + limit;
     while !ready()? {
         if Instant::now() > deadline {

@@ -21,6 +21,9 @@ pub enum Layout {
     Bridge,
     /// Host routes and proxy ARP; the pod's gateway is a link-local address.
     PointToPoint,
+    /// Not on the node's network at all: its interface leads to the outside, as with a virtual function of the card
+    /// or ipvlan. No veth of the node leads to it.
+    Elsewhere,
 }
 
 /// How the kubelet names control groups.
@@ -161,7 +164,7 @@ impl Pod {
             let netns = Netns::create(&lab.directory().join("ns").join(format!("{file}-{number}")))?;
             let interface = format!("veth{number}");
             wire(lab, &netns, &interface, spec.layout, &addresses, number)?;
-            (netns, Some(interface))
+            (netns, (spec.layout != Layout::Elsewhere).then_some(interface))
         };
         let (cgroup, container) = cgroup_names(spec.cgroup, &uid);
         let cgroup = lab.cgroup().join(cgroup);
@@ -237,6 +240,7 @@ fn default_addresses(layout: Layout, number: u8) -> Vec<IpAddr> {
     let subnet = match layout {
         Layout::Bridge => 1u8,
         Layout::PointToPoint => 2,
+        Layout::Elsewhere => 3,
     };
     // .1 is the bridge's own; numbers begin with 1.
     let host = number.saturating_add(1);
@@ -261,14 +265,15 @@ const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 fn wire(lab: &Lab, netns: &Netns, interface: &str, layout: Layout, addresses: &[IpAddr], number: u8) -> Result<()> {
     let inside = netns.open()?;
-    lab.node().netns().within(|| {
+    let outer = if layout == Layout::Elsewhere { lab.outside() } else { lab.node() };
+    outer.netns().within(|| {
         netlink::add_veth(interface, "eth0", inside.as_fd()).context("cannot make the pod's veth")?;
         match layout {
             Layout::Bridge => netlink::set_master(interface, BRIDGE)?,
-            Layout::PointToPoint => netlink::add_address(interface, GATEWAY_V6.into(), 64)?,
+            Layout::PointToPoint | Layout::Elsewhere => netlink::add_address(interface, GATEWAY_V6.into(), 64)?,
         }
         netlink::set_up(interface)?;
-        if layout == Layout::PointToPoint {
+        if layout != Layout::Bridge {
             for (name, value) in [("proxy_arp", "1"), ("rp_filter", "0")] {
                 let path = format!("/proc/sys/net/ipv4/conf/{interface}/{name}");
                 fs::write(&path, value).with_context(|| format!("cannot set {path}"))?;
@@ -287,15 +292,15 @@ fn wire(lab: &Lab, netns: &Netns, interface: &str, layout: Layout, addresses: &[
             let prefix = match (layout, address.is_ipv4()) {
                 (Layout::Bridge, true) => 24,
                 (Layout::Bridge, false) => 64,
-                (Layout::PointToPoint, true) => 32,
-                (Layout::PointToPoint, false) => 128,
+                (_, true) => 32,
+                (_, false) => 128,
             };
             netlink::add_address("eth0", *address, prefix)?;
         }
         netlink::set_up("eth0")?;
         let (gateway_v4, gateway_v6) = match layout {
             Layout::Bridge => (bridge_v4(), bridge_v6()),
-            Layout::PointToPoint => (GATEWAY_V4.into(), GATEWAY_V6.into()),
+            Layout::PointToPoint | Layout::Elsewhere => (GATEWAY_V4.into(), GATEWAY_V6.into()),
         };
         netlink::add_route(Ipv4Addr::UNSPECIFIED.into(), 0, Some(gateway_v4), "eth0")?;
         netlink::add_route(Ipv6Addr::UNSPECIFIED.into(), 0, Some(gateway_v6), "eth0").context("cannot route from the pod")

@@ -81,6 +81,12 @@ pub(crate) fn start_inside(command: &mut Command, netns: OwnedFd, cgroup: File) 
     unsafe { command.pre_exec(enter) };
 }
 
+/// Gives up being root.
+pub(crate) fn become_user(id: u32) -> io::Result<()> {
+    // SAFETY: plain system call.
+    check(unsafe { libc::setuid(id) }).map(drop)
+}
+
 /// A new socket, closed on exec.
 pub(crate) fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: plain system call.

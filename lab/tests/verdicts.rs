@@ -182,6 +182,12 @@ fn point_to_point_clsact() -> Result<()> {
     journey("verdicts-pc", Layout::PointToPoint, CgroupLayout::Cgroupfs, "clsact", "clsact")
 }
 
+/// A pod on an interface that is not the node's to watch is judged at its control group.
+#[test]
+fn elsewhere_cgroup() -> Result<()> {
+    journey("verdicts-el", Layout::Elsewhere, CgroupLayout::Cgroupfs, "auto", "cgroup")
+}
+
 /// What `auto` must choose: TCX came with Linux 6.6.
 fn newest() -> &'static str {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

@@ -14,17 +14,21 @@ struct Options {
     from: u16,
     timeout: Duration,
     bind: Option<IpAddr>,
+    /// Whether a datagram socket is connected first.
+    connect: bool,
 }
 
 /// Whether `count` exchanges of `bytes` bytes each are answered in full.
 pub(super) fn main(protocol: &str, target: SocketAddr, words: &[&str]) -> Result<bool> {
-    let mut options = Options { bytes: 32, count: 1, from: 0, timeout: Duration::from_secs(1), bind: None };
+    let mut options = Options { bytes: 32, count: 1, from: 0, timeout: Duration::from_secs(1), bind: None, connect: true };
     for pair in words.chunks(2) {
         match pair {
             ["--bytes", value] => options.bytes = number(value)?,
             ["--count", value] => options.count = number(value)?,
             ["--from", value] => options.from = number(value)?,
             ["--timeout", value] => options.timeout = Duration::from_millis(number(value)?),
+            ["--user", value] => crate::sys::become_user(number(value)?).context("cannot become that user")?,
+            ["--connect", value] => options.connect = *value != "no",
             ["--bind", value] => options.bind = Some(value.parse().context("not an address")?),
             _ => bail!("unknown option {pair:?}"),
         }
@@ -68,13 +72,21 @@ fn tcp(target: SocketAddr, options: &Options) -> Result<()> {
 fn udp(target: SocketAddr, options: &Options) -> Result<()> {
     let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, options.from)).context("cannot bind")?;
-    socket.connect(target)?;
+    if options.connect {
+        socket.connect(target)?;
+    }
     socket.set_read_timeout(Some(options.timeout))?;
     let sent = vec![b'x'; options.bytes];
     let mut buffer = vec![0u8; 64 << 10];
     for _ in 0..options.count {
-        socket.send(&sent)?;
-        if socket.recv(&mut buffer)? != options.bytes {
+        let got = if options.connect {
+            socket.send(&sent)?;
+            socket.recv(&mut buffer)?
+        } else {
+            socket.send_to(&sent, target)?;
+            socket.recv_from(&mut buffer)?.0
+        };
+        if got != options.bytes {
             bail!("another answer came");
         }
     }

@@ -68,6 +68,8 @@ fn tests() -> Result<i32> {
             .env("SEKISHO_BIN", "/sekisho")
             .env("SEKISHO_LAB_BIN", "/init")
             .env("SEKISHO_EBPF_OBJECT", "/programs.o")
+            // Every instruction is emulated.
+            .env("SEKISHO_LAB_PATIENCE", "6")
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("{program} does not start"))?;

@@ -32,7 +32,7 @@ sekisho-lab COMMAND
   pause                                     live until killed
   serve tcp|udp PORT [MESSAGE]              answer what is sent, or MESSAGE to everything
   serve http PORT NAME                      answer GET requests in the name of NAME
-  dial tcp|udp ADDR:PORT [--bytes N] [--count N] [--from PORT] [--bind ADDR] [--timeout MS]
+  dial tcp|udp ADDR:PORT [--bytes N] [--count N] [--from PORT] [--bind ADDR] [--timeout MS] [--connect no] [--user ID]
   http ADDR:PORT PATH                       one GET request; prints the first line of the answer
   hold ADDR:PORT COUNT SECONDS              keep COUNT connections busy, tell how many broke
   rate ADDR:PORT PER_SECOND SECONDS         new connections, tell how many succeeded
