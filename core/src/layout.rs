@@ -205,8 +205,9 @@ boundary! {
         pub mac: [u8; 6],
         /// How many of `addresses` are in use.
         pub address_count: u8,
-        /// Zero.
-        pub pad: u8,
+        /// What the pod's namespace calls the node's, plus one; 0 = it has no number for it. Where control groups
+        /// are watched, the node's own sockets are looked for there.
+        pub node_netns: u8,
         /// The pod's own addresses.
         pub addresses: [Address; 8],
     } = 160;

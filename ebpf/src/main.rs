@@ -14,6 +14,7 @@ mod hot;
 mod kernel;
 mod maps;
 mod open;
+mod own_node;
 mod process;
 mod promote;
 mod scratch;

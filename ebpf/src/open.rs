@@ -10,7 +10,7 @@ use sekisho_core::tcp::{self, First, state};
 use sekisho_core::verdict::{Question, isolated, judge, settle};
 
 use crate::budget::{self, config};
-use crate::{change, close};
+use crate::{change, close, own_node};
 use crate::emit::{self, count, stateless};
 use crate::hot::equal;
 use crate::kernel::{Direct, Skb, add};
@@ -177,7 +177,13 @@ pub(crate) fn admit(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     if scratch.direction == INGRESS {
         // A pod's own packet that came back. Anyone may forge that source: believe only a socket.
         let own = owns(endpoint, &ends.remote) && Skb(ctx).cookie() != 0;
-        return if own { PASS } else { ADMITTED };
+        if own {
+            return PASS;
+        }
+        if scratch.link == 0 && endpoint.node_netns != 0 && isolated(endpoint.flags, INGRESS) {
+            scratch.own_node = own_node::connected(ctx, scratch, u32::from(endpoint.node_netns - 1)) as u8;
+        }
+        return ADMITTED;
     }
     if owns(endpoint, &ends.remote) {
         return PASS;

@@ -94,6 +94,8 @@ pub(crate) struct Scratch {
     pub(crate) judgement: Judgement,
     /// The packet, from the endpoint.
     pub(crate) ends: Ends,
+    /// Room for a socket's tuple.
+    pub(crate) tuple: [u32; 9],
     /// Room for keys.
     pub(crate) keys: KeyRoom,
     /// Room for a fragment's name.

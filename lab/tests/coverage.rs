@@ -53,6 +53,17 @@ fn blindness_is_detected_and_said() -> Result<()> {
     let _closed = server.serve("tcp", 81)?;
     ensure!(lab.outside().reaches("tcp", server.v4(), 80)?, "allowed at the control group");
     ensure!(!lab.outside().reaches("tcp", server.v4(), 81)?, "denied at the control group");
+    // A kubelet's probe: the node's own process, from any of its addresses.
+    for (from, to) in
+        [(lab.node_v4(), server.v4()), (lab.bridge_v4(), server.v4()), (lab.node_v6(), server.v6()), (lab.bridge_v6(), server.v6())]
+    {
+        let target = std::net::SocketAddr::new(to, 81).to_string();
+        ensure!(lab.node().tool(&["dial", "tcp", &target, "--bind", &from.to_string()])?.success(), "the node's own process, from {from}");
+    }
+    let probe = agent.record("the probe", Duration::from_secs(5), |record| {
+        record["direction"] == "ingress" && record["destination"]["port"] == 81 && record["source"]["ip"] == lab.bridge_v4().to_string()
+    })?;
+    ensure!(probe["verdict"] == "allowed" && probe["attach"] == "cgroup", "{probe:#}");
     Ok(())
 }
 

@@ -220,6 +220,8 @@ impl Datapath {
                 endpoint.info.interface = Some(name.into());
                 endpoint.info.addresses = addresses;
                 endpoint.info.mac = mac;
+                let seen = nsid.and_then(|nsid| self.netlink.node_seen_from(nsid).ok().flatten());
+                endpoint.info.node_netns = seen.and_then(|number| u8::try_from(number + 1).ok()).unwrap_or(0);
                 endpoint.info.message = (!others.is_empty()).then(|| format!("secondary_network: {} is not judged", others.join(", ")));
                 Ok(())
             }
@@ -397,6 +399,7 @@ fn entry(info: &EndpointInfo, policy: &EndpointPolicy, established_cap: u32, ans
         established_cap,
         answered_cap,
         mac: info.mac.unwrap_or_default(),
+        node_netns: info.node_netns,
         ..layout::Endpoint::ZERO
     };
     for (slot, address) in entry.addresses.iter_mut().zip(&info.addresses) {

@@ -1,6 +1,6 @@
 //! The policy changes while connections are open.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sekisho_core::counters as c;
 use sekisho_core::layout::{EGRESS, INGRESS, Rules, end_reason, endpoint_flags, event, verdict};
@@ -57,15 +57,17 @@ fn two_processors_change_a_verdict_once() {
     let mut node = node::start(endpoint_flags::ISOLATED_EGRESS);
     open(&node, false, true);
     let stop = AtomicBool::new(false);
+    let sent = [AtomicU64::new(0), AtomicU64::new(0)];
     let programs: &sekisho_lab::programs::Programs = &node;
     let rounds = 200u32;
     let run = std::thread::scope(|scope| {
         for egress in [true, false] {
-            let stop = &stop;
+            let (stop, sent) = (&stop, &sent[usize::from(egress)]);
             scope.spawn(move || {
                 let frame = frames::tcp(egress, 4000, 80, ACK);
                 while !stop.load(Ordering::Relaxed) {
                     node::send(programs, egress, &frame);
+                    sent.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
@@ -81,7 +83,11 @@ fn two_processors_change_a_verdict_once() {
                     programs.put("RULES", &node::key_of(EGRESS), &Rules { any: 0, ports: 3 })?;
                 }
                 programs.put("CONFIG", &0u32, &node::config(epoch))?;
-                std::thread::sleep(std::time::Duration::from_millis(2));
+                // Both have sent something under the new policy before the next.
+                let seen = sent.each_ref().map(|sent| sent.load(Ordering::Relaxed));
+                while sent.iter().zip(seen).any(|(sent, seen)| sent.load(Ordering::Relaxed) < seen + 2) {
+                    std::thread::yield_now();
+                }
             }
             Ok(())
         };
@@ -94,7 +100,7 @@ fn two_processors_change_a_verdict_once() {
     let kinds: Vec<_> = events.iter().map(|e| e.kind).collect();
     let (starts, ends) = (kinds.iter().filter(|&&k| k == event::START).count(), kinds.iter().filter(|&&k| k == event::END).count());
     assert_eq!(starts, ends + 1, "every end begins another life");
-    assert!(ends as u32 >= rounds * 9 / 10 && ends as u32 <= rounds, "{ends} changes in {rounds} rounds");
+    assert_eq!(ends, rounds as usize, "one for each change");
     assert!(kinds.chunks(2).all(|pair| pair[0] == event::START && pair.get(1).is_none_or(|&k| k == event::END)), "one after the other");
     let verdicts: Vec<_> = events.iter().filter(|e| e.kind == event::START).map(|e| e.flow.verdict).collect();
     assert!(verdicts.windows(2).all(|pair| pair[0] != pair[1]), "each start has the other verdict");
