@@ -61,6 +61,7 @@ impl Pump {
             refused: self.snapshot.refused.clone(),
             policy: Some(self.policy_status()),
             counters: named.map(|(slot, name)| ((*name).to_owned(), counters[*slot as usize])).collect(),
+            suppressed: self.detector.suppressed().into_iter().map(|((kind, why), n)| (format!("{kind}.{why}"), n)).collect(),
         }
     }
 

@@ -2,21 +2,29 @@
 
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::table::{JournalValue, Table};
 
 /// Bytes that one value may have.
 pub const JOURNAL_VALUE: usize = size_of::<JournalValue>() - 2;
 
+/// How often entries that are not kept are spoken of.
+const SPOKEN_OF: Duration = Duration::from_secs(60);
+
 /// The journal's own handle on its map.
 #[derive(Debug)]
 pub struct JournalMap {
     table: Table<u64, JournalValue>,
+    /// Entries that could not be kept.
+    unkept: u64,
+    /// When that was said last.
+    said: Option<Instant>,
 }
 
 impl JournalMap {
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
-        Ok(Self { table: Table::open(&dir.join("JOURNAL"))? })
+        Ok(Self { table: Table::open(&dir.join("JOURNAL"))?, unkept: 0, said: None })
     }
 
     /// Everything that is kept.
@@ -30,12 +38,22 @@ impl JournalMap {
         }
     }
 
-    /// Writes or replaces a value of at most [`JOURNAL_VALUE`] bytes. A longer one is refused and logged.
+    /// Writes or replaces a value of at most [`JOURNAL_VALUE`] bytes. A longer one is refused and counted.
     pub fn put(&mut self, key: u64, value: &[u8]) {
         let result =
             encode(value).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput)).and_then(|value| self.table.put(&key, &value));
         if let Err(error) = result {
-            tracing::warn!(%error, key, bytes = value.len(), "the journal cannot keep an entry");
+            self.unkept += 1;
+            self.speak(&error);
+        }
+    }
+
+    /// A full journal refuses thousands in a row: that is one line.
+    fn speak(&mut self, error: &io::Error) {
+        if self.said.is_none_or(|said| said.elapsed() >= SPOKEN_OF) {
+            self.said = Some(Instant::now());
+            let unkept = self.unkept;
+            tracing::warn!(%error, unkept, "the journal cannot keep an entry: the next agent will not know its name; a larger --memory-budget makes room");
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use sekisho_proto as proto;
 
 use super::contact::{Contact, Outcome, Party};
+use super::history::History;
 use super::incident::Incident;
 use super::kinds::{KINDS, Memory, Scope, Source};
 use super::ulid::Ulids;
@@ -78,7 +79,7 @@ impl Parties {
 }
 
 /// Kind (by place in [`KINDS`]), source and scope.
-type IncidentKey = (usize, Source, Scope);
+pub(super) type IncidentKey = (usize, Source, Scope);
 
 /// An incident and what was said of it.
 struct Told {
@@ -91,6 +92,8 @@ struct Told {
     opened_at: u64,
     /// Updates said for growth.
     updates: usize,
+    /// One of a storm: counted there, never told.
+    muted: bool,
 }
 
 /// See the module.
@@ -104,6 +107,7 @@ pub struct Detector {
     /// How many incidents a source has: most have none, and cost nothing more.
     busy: NumberMap<Source, usize>,
     ulids: Ulids,
+    history: History,
     pub(super) suppressed: BTreeMap<(&'static str, &'static str), u64>,
 }
 
@@ -118,6 +122,7 @@ impl Detector {
             incidents: HashMap::new(),
             busy: NumberMap::default(),
             ulids: Ulids::new(seed),
+            history: History::new(),
             suppressed: BTreeMap::new(),
         }
     }
@@ -177,11 +182,15 @@ impl Detector {
         }
         let apart = self.incidents.keys().filter(|(p, s, _)| (*p, *s) == (place, source)).count();
         let key = if apart >= APART { (place, source, Scope::Many) } else { own };
-        let id = self.ulids.next(contact.wall_ns);
-        if let Some(incident) = Incident::open(id, crossing) {
-            let due = Some(contact.time_ns + BREATH_NS);
+        let (ulids, now) = (&mut self.ulids, contact.time_ns);
+        let (id, reopened) = self.history.id(&key, now, || ulids.next(contact.wall_ns));
+        if let Some(mut incident) = Incident::open(id, crossing) {
+            let muted = !self.history.admits(now, contact.wall_ns, ulids);
+            let kind = KINDS[place].name;
+            (incident.session, _) = self.history.session(incident.source(), kind, now, || ulids.next(contact.wall_ns));
+            incident.reopened = reopened;
             *self.busy.entry(source).or_default() += 1;
-            self.incidents.insert(key, Told { incident, due, said: 0, opened_at: 0, updates: 0 });
+            self.incidents.insert(key, Told { incident, due: Some(now + BREATH_NS), said: 0, opened_at: 0, updates: 0, muted });
         }
     }
 
@@ -200,20 +209,27 @@ impl Detector {
 
     /// Says what is to be said by now: new alerts, updates, ends.
     pub fn tick(&mut self, now: &Now) -> Vec<proto::Alert> {
-        let mut alerts = Vec::new();
-        let busy = &mut self.busy;
-        self.incidents.retain(|(place, source, _), told| {
+        let mut alerts: Vec<proto::Alert> = self.history.tick(now).into_iter().collect();
+        let (busy, history) = (&mut self.busy, &mut self.history);
+        self.incidents.retain(|key, told| {
+            let (place, source, _) = key;
             let kind = &KINDS[*place];
             let count = told.incident.count;
+            let mut tell = |told: &Told, history: &mut History, status| {
+                let session = told.incident.session.clone();
+                let (_, kinds) = history.session(told.incident.source(), kind.name, told.incident.last_ns, || session);
+                alerts.extend((!told.muted).then(|| told.incident.alert(kind, status, kinds)));
+            };
             if let Some(due) = told.due {
                 if now.boot_ns >= due {
                     (told.due, told.said, told.opened_at) = (None, now.boot_ns, count);
-                    alerts.push(told.incident.alert(kind, "open"));
+                    tell(told, history, "open");
                 }
                 return true;
             }
             if now.boot_ns.saturating_sub(told.incident.last_ns) >= QUIET_NS {
-                alerts.push(told.incident.alert(kind, "closed"));
+                tell(told, history, "closed");
+                history.close(key, &told.incident.id, told.incident.reopened, now.boot_ns);
                 if let Some(open) = busy.get_mut(source) {
                     *open -= 1;
                     if *open == 0 {
@@ -228,7 +244,7 @@ impl Detector {
                 // A jump over several steps is one update.
                 told.updates = GROWTH.iter().filter(|factor| count >= told.opened_at.saturating_mul(**factor)).count();
                 told.said = now.boot_ns;
-                alerts.push(told.incident.alert(kind, "update"));
+                tell(told, history, "update");
             }
             true
         });

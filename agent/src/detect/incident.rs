@@ -15,7 +15,7 @@ const LISTED: usize = 32;
 /// Distinct ports and targets that one incident remembers.
 const REMEMBERED: usize = 4096;
 /// Release of ATT&CK that the technique ids are of.
-const ATTACK_VERSION: &str = "19";
+pub(super) const ATTACK_VERSION: &str = "19";
 /// Failed ports from which a scan is severe.
 const MANY_PORTS: usize = 20;
 
@@ -41,7 +41,14 @@ pub(super) struct Incident {
     claimed: Option<(Party, [u8; 6])>,
     threshold: u32,
     span: u64,
+    /// The session of its source.
+    pub(super) session: String,
+    /// How often it was open before.
+    pub(super) reopened: u32,
 }
+
+/// How many kinds of alert within one session make each of them worse.
+const KINDS_TOGETHER: usize = 3;
 
 impl Incident {
     pub(super) fn open(id: String, crossing: &Crossing) -> Option<Self> {
@@ -63,6 +70,8 @@ impl Incident {
             claimed: None,
             threshold: crossing.threshold,
             span: crossing.span,
+            session: String::new(),
+            reopened: 0,
         };
         for contact in &crossing.contacts {
             incident.add(contact);
@@ -122,14 +131,19 @@ impl Incident {
         }
     }
 
-    /// The alert as it stands.
-    pub(super) fn alert(&self, kind: &Kind, status: &str) -> proto::Alert {
+    /// Who it is about.
+    pub(super) fn source(&self) -> &Party {
+        &self.source
+    }
+
+    /// The alert as it stands; `kinds` is how many kinds of alert its session has.
+    pub(super) fn alert(&self, kind: &Kind, status: &str, kinds: usize) -> proto::Alert {
         let target = self.claimed.as_ref().map(|(claimed, _)| claimed).or(self.targets.first());
         let mut targets: Vec<_> = self.targets.iter().map(peer).collect();
         if let [only] = &mut targets[..] {
             only.port = self.only_port();
         }
-        let severity = self.severity(kind);
+        let severity = self.severity(kind) + u8::from(kinds >= KINDS_TOGETHER);
         proto::Alert {
             id: self.id.clone(),
             rule: kind.name.to_owned(),
@@ -149,6 +163,8 @@ impl Incident {
             count: self.count,
             process: self.process.as_deref().map(process),
             flows: self.flows.iter().map(|id| flow_id_text(*id)).collect(),
+            incident: Some(self.session.clone()),
+            reopened: Some(self.reopened).filter(|times| *times > 0),
         }
     }
 

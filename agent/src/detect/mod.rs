@@ -9,6 +9,7 @@
 
 mod contact;
 mod engine;
+mod history;
 mod incident;
 mod keyed;
 mod kinds;

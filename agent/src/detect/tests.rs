@@ -175,6 +175,65 @@ fn an_alert_grows_under_its_id_at_most_once_a_minute_and_ends_after_a_quarter_of
     assert_eq!(detector.open_incidents(), 0);
 }
 
+/// Five failed ports of a target, from one second on.
+fn scan(detector: &mut Detector, source: &Party, target: &str, from: u64) {
+    for port in 1..=5u16 {
+        let one = contact(target, port, Outcome::Refused, from + u64::from(port));
+        detector.contact(&Contact { source: source.clone(), ..one });
+    }
+}
+
+#[test]
+fn what_comes_back_within_a_day_has_the_same_id() {
+    let mut detector = detector();
+    let source = party(Some(&scanner()), "10.0.0.1");
+    let mut opened = Vec::new();
+    // The first again after an hour of quiet, the second time after two days.
+    for begin in [MINUTE, 61 * MINUTE, 61 * MINUTE + 2 * 24 * 60 * MINUTE] {
+        scan(&mut detector, &source, "10.0.0.2", begin);
+        let said = run(&mut detector, begin, begin + 16 * MINUTE);
+        assert_eq!(said.iter().map(|(_, a)| a.status.as_str()).collect::<Vec<_>>(), ["open", "closed"]);
+        opened.push(said[0].1.clone());
+    }
+    assert_eq!((&opened[0].id, opened[0].reopened), (&opened[1].id, None));
+    assert_eq!(opened[1].reopened, Some(1));
+    assert_ne!(opened[1].id, opened[2].id);
+    assert_eq!(opened[2].reopened, None);
+}
+
+#[test]
+fn alerts_of_one_pod_within_an_hour_are_one_incident() {
+    let mut detector = detector();
+    let (one, other) = (party(Some(&scanner()), "10.0.0.1"), party(Some(&pod_identity(9, "other-1", "other", "10.0.0.9")), "10.0.0.9"));
+    scan(&mut detector, &one, "10.0.0.2", MINUTE);
+    scan(&mut detector, &other, "10.0.0.2", MINUTE);
+    let spoof = Contact { claimed: Some((party(None, "10.9.9.9"), [2; 6])), ..contact("10.0.0.2", 80, Outcome::Spoofed, 40 * MINUTE) };
+    let mut said = run(&mut detector, MINUTE, 2 * MINUTE);
+    detector.contact(&spoof);
+    said.extend(run(&mut detector, 40 * MINUTE, 41 * MINUTE));
+    let of = |rule: &str, pod: &str| {
+        let mut found = said.iter().filter(|(_, a)| a.rule == rule && a.source.as_ref().and_then(|s| s.pod.as_deref()) == Some(pod));
+        found.next().expect("an alert").1.incident.clone().expect("an incident")
+    };
+    assert_eq!(of("scan.vertical", "scanner-1"), of("spoof.ip", "scanner-1"));
+    assert_ne!(of("scan.vertical", "scanner-1"), of("scan.vertical", "other-1"));
+}
+
+#[test]
+fn a_storm_is_counted_not_told() {
+    let mut detector = detector();
+    for n in 0..200u32 {
+        let address = format!("10.1.0.{n}");
+        let pod = pod_identity(100 + n, &format!("p{n}"), &format!("w{n}"), &address);
+        scan(&mut detector, &party(Some(&pod), &address), "10.0.0.2", MINUTE);
+    }
+    let said = run(&mut detector, MINUTE, 20 * MINUTE);
+    let opened = said.iter().filter(|(_, a)| a.rule == "scan.vertical" && a.status == "open").count();
+    assert_eq!(opened, 60);
+    let storm: Vec<_> = said.iter().filter(|(_, a)| a.rule == "alert.storm").map(|(_, a)| (a.status.as_str(), a.count)).collect();
+    assert_eq!(storm, [("open", 140), ("closed", 140)]);
+}
+
 #[test]
 fn open_ports_among_failed_ones_are_named() {
     let mut detector = detector();

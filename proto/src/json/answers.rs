@@ -23,6 +23,7 @@ impl Message for StatusResponse {
         object.every_text("refused", &self.refused);
         object.message("policy", self.policy.as_ref());
         object.counts("counters", &self.counters);
+        object.counts("suppressed", &self.suppressed);
     }
 }
 

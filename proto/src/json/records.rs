@@ -207,6 +207,8 @@ impl Message for Alert {
         object.number("count", self.count);
         object.message("process", self.process.as_ref());
         object.texts("flows", &self.flows);
+        object.maybe_text("incident", self.incident.as_ref());
+        object.maybe_number("reopened", self.reopened);
     }
 }
 

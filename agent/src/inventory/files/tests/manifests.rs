@@ -1,4 +1,4 @@
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{policy, read, refused};
 
@@ -228,9 +228,16 @@ fn five_megabytes_are_applied_in_time() {
         text += &POD.replace("name: api-7d9f-x", &format!("name: p{count}")).replace("11111111", &format!("{count:08}"));
         count += 1;
     }
-    let began = Instant::now();
+    let began = busy();
     let snapshot = read(&[("a.yaml", &text)]);
     assert_eq!(snapshot.refused, Vec::<String>::new());
     assert_eq!(snapshot.pods.len(), count);
-    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    let took = busy() - began;
+    assert!(took.as_secs() < 10, "{took:?}");
+}
+
+/// How long this thread has been on a processor: other tests beside it do not count.
+fn busy() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("the kernel accounts for threads");
+    Duration::from_nanos(text.split(' ').next().and_then(|n| n.parse().ok()).expect("nanoseconds"))
 }
