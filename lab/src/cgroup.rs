@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::sys;
 
 /// Where the v2 hierarchy is mounted.
-pub(crate) fn mount_point() -> Result<PathBuf> {
+pub fn mount_point() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
     mounts
         .lines()
@@ -21,7 +21,7 @@ pub(crate) fn mount_point() -> Result<PathBuf> {
 }
 
 /// Ends every process of a subtree, by pid, and removes its directories, deepest first.
-pub(crate) fn remove(root: &Path) -> Result<()> {
+pub fn remove(root: &Path) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     while root.exists() {
         let mut directories = Vec::new();

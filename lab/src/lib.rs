@@ -11,10 +11,10 @@
 //! [`sweep`] can remove what a killed test left behind.
 
 mod agent;
-mod cgroup;
+pub mod cgroup;
 mod lab;
 mod manifest;
-mod netlink;
+pub mod netlink;
 mod netns;
 mod place;
 mod pod;
@@ -29,7 +29,7 @@ pub use agent::use_programs;
 pub use agent::{Agent, AgentOptions};
 pub use lab::{Lab, NODE_NAME};
 pub use netns::Netns;
-pub use place::{Finished, Place, Running};
+pub use place::{Finished, Place, Running, until};
 pub use pod::{CgroupLayout, Layout, Pod, PodSpec};
 pub use short_cut::ShortCut;
 pub use sniffer::{Count, Flow, Heading, Sniffer, sum};

@@ -91,7 +91,7 @@ fn family(address: IpAddr) -> u8 {
 }
 
 /// A pair of interfaces, the second one in another namespace.
-pub(crate) fn add_veth(name: &str, peer: &str, peer_netns: BorrowedFd<'_>) -> io::Result<()> {
+pub fn add_veth(name: &str, peer: &str, peer_netns: BorrowedFd<'_>) -> io::Result<()> {
     Request::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &ifinfo(0, 0))
         .text(libc::IFLA_IFNAME, name)
         .nest(libc::IFLA_LINKINFO, |info| {
@@ -107,7 +107,7 @@ pub(crate) fn add_veth(name: &str, peer: &str, peer_netns: BorrowedFd<'_>) -> io
 }
 
 /// A bridge.
-pub(crate) fn add_bridge(name: &str) -> io::Result<()> {
+pub fn add_bridge(name: &str) -> io::Result<()> {
     Request::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &ifinfo(0, 0))
         .text(libc::IFLA_IFNAME, name)
         .nest(libc::IFLA_LINKINFO, |info| {
@@ -117,29 +117,29 @@ pub(crate) fn add_bridge(name: &str) -> io::Result<()> {
 }
 
 /// Makes `name` a port of `bridge`.
-pub(crate) fn set_master(name: &str, bridge: &str) -> io::Result<()> {
+pub fn set_master(name: &str, bridge: &str) -> io::Result<()> {
     Request::new(libc::RTM_NEWLINK, 0, &ifinfo(sys::interface_index(name)?, 0))
         .attribute(libc::IFLA_MASTER, &sys::interface_index(bridge)?.to_ne_bytes())
         .send()
 }
 
 /// Switches an interface on.
-pub(crate) fn set_up(name: &str) -> io::Result<()> {
+pub fn set_up(name: &str) -> io::Result<()> {
     Request::new(libc::RTM_NEWLINK, 0, &ifinfo(sys::interface_index(name)?, libc::IFF_UP)).send()
 }
 
 /// Gives an interface a hardware address.
-pub(crate) fn set_mac(name: &str, mac: [u8; 6]) -> io::Result<()> {
+pub fn set_mac(name: &str, mac: [u8; 6]) -> io::Result<()> {
     Request::new(libc::RTM_NEWLINK, 0, &ifinfo(sys::interface_index(name)?, 0)).attribute(libc::IFLA_ADDRESS, &mac).send()
 }
 
 /// Removes an interface.
-pub(crate) fn remove(name: &str) -> io::Result<()> {
+pub fn remove(name: &str) -> io::Result<()> {
     Request::new(libc::RTM_DELLINK, 0, &ifinfo(sys::interface_index(name)?, 0)).send()
 }
 
 /// Gives an interface an address.
-pub(crate) fn add_address(name: &str, address: IpAddr, prefix: u8) -> io::Result<()> {
+pub fn add_address(name: &str, address: IpAddr, prefix: u8) -> io::Result<()> {
     let index = sys::interface_index(name)?.to_ne_bytes();
     let flags = if address.is_ipv6() { 0x02 } else { 0 }; // IFA_F_NODAD
     let scope = match address {
@@ -160,7 +160,7 @@ fn is_link_local(address: Ipv6Addr) -> bool {
 
 /// A route to `target/prefix` (0.0.0.0/0 and ::/0 are the default) through `name`, by way of `via`, which
 /// counts as on the link.
-pub(crate) fn add_route(target: IpAddr, prefix: u8, via: Option<IpAddr>, name: &str) -> io::Result<()> {
+pub fn add_route(target: IpAddr, prefix: u8, via: Option<IpAddr>, name: &str) -> io::Result<()> {
     let scope = if via.is_none() && target.is_ipv4() { libc::RT_SCOPE_LINK } else { libc::RT_SCOPE_UNIVERSE };
     let onlink = if via.is_some() { 4u32 } else { 0 }; // RTNH_F_ONLINK
     let mut fixed = vec![family(target), prefix, 0, 0, libc::RT_TABLE_MAIN, libc::RTPROT_BOOT, scope, libc::RTN_UNICAST];

@@ -17,7 +17,7 @@ pub struct Netns {
 
 impl Netns {
     /// Makes a namespace and mounts it on `path`, loopback up, IPv6 without duplicate detection.
-    pub(crate) fn create(path: &Path) -> Result<Self> {
+    pub fn create(path: &Path) -> Result<Self> {
         File::create_new(path).with_context(|| format!("cannot make {}", path.display()))?;
         let target = path.to_owned();
         std::thread::spawn(move || -> Result<()> {
@@ -32,12 +32,18 @@ impl Netns {
         Ok(Self { path: path.to_owned() })
     }
 
+    /// One that is mounted on `path` already.
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     /// The file that names it; `nsenter --net=FILE` goes inside.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(crate) fn open(&self) -> Result<OwnedFd> {
+    /// A descriptor of it, for moving an interface there.
+    pub fn open(&self) -> Result<OwnedFd> {
         let file = File::open(&self.path).with_context(|| format!("{} is gone", self.path.display()))?;
         Ok(file.into())
     }

@@ -24,7 +24,7 @@ pub struct Place {
 
 impl Place {
     /// A place whose processes go into the control group `cgroup`, made if missing, and complain into `log`.
-    pub(crate) fn new(name: &str, netns: Netns, cgroup: PathBuf, log: PathBuf) -> Result<Self> {
+    pub fn new(name: &str, netns: Netns, cgroup: PathBuf, log: PathBuf) -> Result<Self> {
         fs::create_dir_all(&cgroup).with_context(|| format!("cannot make the control group {}", cgroup.display()))?;
         Ok(Self { name: name.to_owned(), netns, cgroup, log })
     }
@@ -221,7 +221,7 @@ fn patience() -> u32 {
 }
 
 /// Waits until `ready` says so.
-pub(crate) fn until(limit: Duration, what: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn until(limit: Duration, what: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
     let limit = limit * patience();
     let deadline = Instant::now() + limit;
     while !ready()? {

@@ -2,9 +2,12 @@
 
 mod bench;
 mod build_ebpf;
+mod cluster;
 mod demo;
+mod image;
 mod kernel;
 mod lint;
+mod oci;
 mod setup;
 mod test;
 mod workspace;
@@ -49,6 +52,17 @@ enum Command {
     },
     /// Formatting, clippy, and the rules of the house
     Lint,
+    /// A real Kubernetes cluster on this machine, for tests
+    Cluster {
+        #[command(subcommand)]
+        action: cluster::Action,
+    },
+    /// Build the container image, an OCI archive; its path is the last line printed
+    Image {
+        /// What for
+        #[arg(long, value_enum, value_delimiter = ',', default_value = "linux/amd64")]
+        platform: Vec<image::Platform>,
+    },
     /// Measure: datapath, flows, rr
     Bench {
         /// Which one
@@ -67,9 +81,15 @@ fn main() -> ExitCode {
         Some(Command::Test { kernel: None, filter }) => test::run(filter.as_deref()),
         Some(Command::Lint) => lint::run(),
         Some(Command::Bench { name }) => bench::run(name),
+        Some(Command::Image { platform }) => image::run(&platform),
+        Some(Command::Cluster { action }) => return conclude(cluster::run(action)),
     };
+    conclude(done.map(|()| ExitCode::SUCCESS))
+}
+
+fn conclude(done: anyhow::Result<ExitCode>) -> ExitCode {
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -27,6 +27,22 @@ const KERNEL_NEEDS: [Need; 3] = [
     Need { program: "dpkg", package: "dpkg", why: "unpacks kernels" },
 ];
 
+const CLUSTER_NEEDS: [Need; 8] = [
+    Need { program: "runc", package: "runc", why: "starts the cluster's containers" },
+    Need { program: "/usr/lib/cni/host-local", package: "containernetworking-plugins", why: "connects the cluster's pods" },
+    Need { program: "conntrack", package: "conntrack", why: "kube-proxy cleans up with it" },
+    Need { program: "iptables", package: "iptables", why: "kube-proxy's iptables mode" },
+    Need { program: "nft", package: "nftables", why: "kube-proxy's nftables mode" },
+    Need { program: "openssl", package: "openssl", why: "the cluster's certificates" },
+    Need { program: "nsenter", package: "util-linux", why: "enters the cluster's nodes" },
+    Need { program: "umount", package: "mount", why: "kubelets mount volumes" },
+];
+
+/// What the cluster needs beside its own programs.
+pub(crate) fn cluster() -> Result<()> {
+    packages(&CLUSTER_NEEDS)
+}
+
 /// What building needs.
 pub(crate) fn build_tools() -> Result<()> {
     toolchain()?;

@@ -62,7 +62,11 @@ pub fn binary() -> Result<PathBuf> {
 /// Runs a command given by its words.
 pub fn main(arguments: &[String]) -> ExitCode {
     if std::process::id() == 1 {
-        init::main();
+        // A kernel starts its init without a word; in a container there is always one.
+        if arguments.is_empty() {
+            init::main();
+        }
+        sys::live_as_first_process();
     }
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match run(&words) {

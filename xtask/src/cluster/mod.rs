@@ -1,0 +1,116 @@
+//! A real Kubernetes cluster on this machine, for tests: etcd, API server, controller manager and scheduler in
+//! one network namespace, and per node one more with containerd, kubelet and kube-proxy, a mount namespace
+//! with a bpffs and a /run of its own, and a subtree of control groups.
+//!
+//! Nouns: a [`Plan`] says how many nodes there are, which CNI and which kube-proxy; it is written down when the
+//! cluster comes up. A [`Site`] is a place where daemons run: the control plane or a node.
+//!
+//! Everything lies below one directory and one control group name, so that `down` removes all of it, also what
+//! a killed `up` left behind. The machine's own network and control groups stay untouched.
+
+mod binaries;
+mod cgroups;
+mod client;
+mod control_plane;
+mod down;
+mod images;
+mod network;
+mod node;
+mod pki;
+mod plan;
+mod site;
+mod status;
+
+use std::fs;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+
+pub(crate) use binaries::{ensure_helm, ensure_kubeconform};
+pub(crate) use client::Client;
+pub(crate) use images::import;
+pub(crate) use plan::{Cni, Plan, Proxy};
+
+use crate::setup;
+use crate::workspace::say;
+
+/// What can be done with the cluster.
+#[derive(Subcommand)]
+pub(crate) enum Action {
+    /// Bring it up; nothing happens if it is up as asked for
+    Up {
+        /// How many nodes
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
+        nodes: u8,
+        /// How pods are connected
+        #[arg(long, value_enum, default_value_t = Cni::Bridge)]
+        cni: Cni,
+        /// How Services are translated
+        #[arg(long, value_enum, default_value_t = Proxy::Iptables)]
+        proxy: Proxy,
+    },
+    /// Remove it, whatever state it is in
+    Down,
+    /// Say what runs; ends with 1 if something does not
+    Status,
+    /// Run kubectl against it
+    #[command(disable_help_flag = true)]
+    Kubectl {
+        /// kubectl's own arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+/// Does it.
+pub(crate) fn run(action: Action) -> Result<ExitCode> {
+    match action {
+        Action::Up { nodes, cni, proxy } => {
+            up(Plan { nodes, cni, proxy })?;
+            eprintln!("    cargo xtask cluster kubectl get nodes -o wide");
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::Down => down::down().map(|()| ExitCode::SUCCESS),
+        Action::Status => status::print(),
+        Action::Kubectl { arguments } => Client::connect()?.pass_on(&arguments),
+    }
+}
+
+/// A cluster as planned; one that is up already is taken if it is whole and of the same plan.
+pub(crate) fn up(plan: Plan) -> Result<Client> {
+    if !sekisho_lab::is_root() {
+        bail!("the cluster needs root: it makes namespaces, control groups and mounts");
+    }
+    if Plan::read().is_some_and(|running| running == plan) && status::whole(plan) {
+        say("the cluster is up already");
+        return Client::connect();
+    }
+    setup::cluster()?;
+    let programs = binaries::ensure_cluster()?;
+    let probe = crate::workspace::build_lab()?;
+    down::down()?;
+    let begin = Instant::now();
+    say(&format!("a cluster of {plan}"));
+    fs::create_dir_all(plan::logs()).context("cannot make the cluster's directory")?;
+    plan.write()?;
+    network::make(plan)?;
+    pki::make(plan)?;
+    down::note_sysctls()?;
+    let client = control_plane::start(&programs)?;
+    for number in plan.numbers() {
+        node::start(plan, number, &programs)?;
+    }
+    images::import_own(plan, &probe)?;
+    client.wait(Duration::from_secs(60), "every node is ready", |client| {
+        Ok(client.lines(&["get", "nodes", "--no-headers"])?.iter().filter(|line| line.contains(" Ready ")).count()
+            == usize::from(plan.nodes))
+    })?;
+    client.wait(Duration::from_secs(30), "namespaces have their service accounts", |client| {
+        Ok(client.try_run(&["get", "serviceaccount", "default", "-o", "name"])?.is_some())
+    })?;
+    Plan::complete()?;
+    eprintln!("    up in {:.1} s", begin.elapsed().as_secs_f64());
+    Ok(client)
+}

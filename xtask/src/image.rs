@@ -1,0 +1,81 @@
+//! `cargo xtask image`: the agent as a container image, one static program on nothing, in a file that any
+//! runtime imports. No container engine is needed, and no base image: there is no shell in it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::oci::{Archive, Image};
+use crate::workspace::{build_agent, cargo, output, step, target_dir};
+
+/// The image's name; the chart's default is the same.
+pub(crate) const NAME: &str = concat!("ghcr.io/sekisho/sekisho:", env!("CARGO_PKG_VERSION"));
+/// An image that is larger has something in it that does not belong there.
+const LARGEST: usize = 20 << 20;
+
+/// What images can be built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Platform {
+    /// x86-64
+    #[value(name = "linux/amd64")]
+    Amd64,
+    /// 64-bit Arm
+    #[value(name = "linux/arm64")]
+    Arm64,
+}
+
+/// Builds it and prints where it is as the last line.
+pub(crate) fn run(platforms: &[Platform]) -> Result<()> {
+    println!("{}", build(platforms)?.display());
+    Ok(())
+}
+
+/// Builds it and returns the archive's path.
+pub(crate) fn build(platforms: &[Platform]) -> Result<PathBuf> {
+    let mut images = Vec::new();
+    for platform in platforms {
+        let program = match platform {
+            Platform::Amd64 => build_agent()?,
+            Platform::Arm64 => build_for("aarch64-unknown-linux-musl")?,
+        };
+        let bytes = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
+        if bytes.len() > LARGEST {
+            bail!("{} has {} MiB; an image has at most {}", program.display(), bytes.len() >> 20, LARGEST >> 20);
+        }
+        let architecture = match platform {
+            Platform::Amd64 => "amd64",
+            Platform::Arm64 => "arm64",
+        };
+        images.push(
+            Image::of_program(architecture, "sekisho", &bytes, &["/sekisho"])
+                .label("org.opencontainers.image.title", "sekisho")
+                .label("org.opencontainers.image.version", env!("CARGO_PKG_VERSION"))
+                .label("org.opencontainers.image.licenses", "Apache-2.0"),
+        );
+    }
+    let mut archive = Archive::new();
+    archive.add(NAME, &images);
+    let file = target_dir().join("sekisho-image.tar");
+    let bytes = archive.finish();
+    eprintln!("    {NAME}, {:.1} MiB", bytes.len() as f64 / f64::from(1 << 20));
+    fs::write(&file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(file)
+}
+
+/// Builds the agent for another processor; the compiler's own linker does for all of them, as nothing is in C.
+fn build_for(target: &str) -> Result<PathBuf> {
+    let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
+    if !PathBuf::from(sysroot.trim()).join("lib/rustlib").join(target).is_dir() {
+        bail!("Rust's library for {target} is missing: `rustup target add {target}`");
+    }
+    step(
+        &format!("build the agent for {target}"),
+        cargo()
+            .args(["build", "--release", "--package", "sekisho", "--target", target])
+            .env(format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_")), "rust-lld"),
+    )?;
+    Ok(target_dir().join(target).join("release/sekisho"))
+}
