@@ -40,6 +40,36 @@ fn fragments_follow_their_first() -> Result<()> {
     Ok(())
 }
 
+/// Who asks where nobody listens is told so, through every isolation that allowed the question.
+#[test]
+fn refusals_come_back() -> Result<()> {
+    let lab = Lab::new("odd-refusals")?;
+    let (server, client) = (lab.pod(PodSpec::new("shop", "server"))?, lab.pod(PodSpec::new("shop", "client"))?);
+    let app = |name: &str| json!([{"podSelector": {"matchLabels": {"app": name}}}]);
+    let ports = json!([{"protocol": "UDP", "port": 99}, {"protocol": "TCP", "port": 99}]);
+    lab.policy(
+        "shop",
+        "server",
+        &json!({"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{"from": app("client"), "ports": ports}]}),
+    )?;
+    lab.policy(
+        "shop",
+        "client",
+        &json!({"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Ingress", "Egress"],
+        "egress": [{"to": app("server"), "ports": ports}]}),
+    )?;
+    let _agent = Agent::start(&lab, &[])?;
+    for v6 in [false, true] {
+        for protocol in ["udp", "tcp"] {
+            let target = std::net::SocketAddr::new(server.address(v6), 99).to_string();
+            let answer = client.tool(&["dial", protocol, &target])?;
+            ensure!(answer.stderr.contains("refused"), "{protocol} v6 {v6}: {answer:?}");
+        }
+    }
+    Ok(())
+}
+
 /// A pod that speaks from another's address is told, with the address it claims.
 #[test]
 fn a_forged_source_is_called_out() -> Result<()> {

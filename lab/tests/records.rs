@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sekisho_lab::{Agent, Heading, Lab, Pod, PodSpec, Sniffer, sum};
+use sekisho_lab::{Agent, Heading, Lab, Layout, Pod, PodSpec, Sniffer, sum};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(8);
@@ -90,6 +90,37 @@ fn an_allowed_flow_says_everything() -> Result<()> {
     );
     ensure!(egress["isolated"] == false && egress["policy"].is_null(), "nothing isolates the client: {egress:#}");
     ensure!(egress["community_id"] == ingress["community_id"], "both ends have one community id");
+    Ok(())
+}
+
+/// The same counts over the other family, and where the control group is watched instead of an interface.
+#[test]
+fn counts_equal_the_wire_everywhere() -> Result<()> {
+    for (name, layout) in [("records-bridge", Layout::Bridge), ("records-elsewhere", Layout::Elsewhere)] {
+        let lab = Lab::new(name)?;
+        let pod = |name: &str| lab.pod(PodSpec::new("shop", name).layout(layout));
+        let (server, client) = (pod("server")?, pod("client")?);
+        let _serving = [server.serve("tcp", 5432)?, server.serve("udp", 53)?];
+        let agent = Agent::start(&lab, &[])?;
+        for v6 in [false, true] {
+            let (there, here) = (Sniffer::start(server.netns(), "eth0")?, Sniffer::start(client.netns(), "eth0")?);
+            let target = std::net::SocketAddr::new(server.address(v6), 5432).to_string();
+            ensure!(client.tool(&["dial", "tcp", &target, "--bytes", "2000000", "--timeout", "5000"])?.success(), "{name} v6 {v6}: works");
+            let (there, here) = (there.stop()?, here.stop()?);
+            let ip = server.address(v6).to_string();
+            for (direction, counts) in [("egress", &here), ("ingress", &there)] {
+                let end = agent.record("the end of the flow", SOON, |record| {
+                    is(record, "end", direction, 5432) && record["destination"]["ip"] == ip
+                })?;
+                let forward = sum(counts, |flow| flow.protocol == 6 && flow.destination.1 == 5432);
+                let reply = sum(counts, |flow| flow.protocol == 6 && flow.source.1 == 5432);
+                let said = |field: &str, side: &str| end[field][side].as_u64();
+                let all = [said("packets", "forward"), said("bytes", "forward"), said("packets", "reply"), said("bytes", "reply")];
+                let sniffed = [forward.packets, forward.bytes, reply.packets, reply.bytes].map(Some);
+                ensure!(all == sniffed, "{name} {direction} v6 {v6}: {all:?} recorded, {sniffed:?} sniffed: {end:#}");
+            }
+        }
+    }
     Ok(())
 }
 

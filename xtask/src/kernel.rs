@@ -28,8 +28,10 @@ use initramfs::Initramfs;
 const JOURNEYS: [&str; 3] = ["programs", "lab", "verdicts"];
 /// Modules that a node needs and that a cloud kernel does not have built in. What they need comes along.
 const MODULES: [&str; 6] = ["veth", "bridge", "sch_ingress", "cls_bpf", "sctp", "8021q"];
-/// A hung machine is switched off; a slow one fails, since it could not be a part of every build.
-const LIMIT: Duration = Duration::from_secs(300);
+/// A hung machine is switched off.
+const LIMIT: Duration = Duration::from_secs(900);
+/// What every build has time for. A machine that does other things beside takes longer.
+const WANTED: Duration = Duration::from_secs(300);
 
 pub(crate) fn run(version: &str, filter: Option<&str>) -> Result<()> {
     let begin = Instant::now();
@@ -55,6 +57,9 @@ pub(crate) fn run(version: &str, filter: Option<&str>) -> Result<()> {
         booted.elapsed().as_secs(),
         begin.elapsed().as_secs()
     );
+    if begin.elapsed() > WANTED {
+        println!("that is longer than the {} s which every build has time for: was this machine busy?", WANTED.as_secs());
+    }
     for name in &report.failed {
         println!("  failed: {name}");
     }
@@ -78,7 +83,8 @@ fn pack(kernel: &Kernel, agent: &Path, lab: &Path, filter: Option<&str>) -> Resu
     let mut list = String::new();
     for journey in JOURNEYS {
         files.file(&format!("tests/{journey}"), &read(&journey_program(journey)?)?);
-        writeln!(list, "{journey}{}", filter.map(|filter| format!(" {filter}")).unwrap_or_default())?;
+        let skipped: String = skipped(journey, &kernel.release).iter().map(|test| format!(" --skip {test}")).collect();
+        writeln!(list, "{journey}{}{skipped}", filter.map(|filter| format!(" {filter}")).unwrap_or_default())?;
     }
     files.file("tests/list", list.as_bytes());
     let mut order = String::new();
@@ -88,6 +94,19 @@ fn pack(kernel: &Kernel, agent: &Path, lab: &Path, filter: Option<&str>) -> Resu
     }
     files.file("modules/order", order.as_bytes());
     Ok(files.finish())
+}
+
+/// What would only take time there.
+fn skipped(journey: &str, release: &str) -> &'static [&'static str] {
+    let mut numbers = release.split('.').filter_map(|number| number.parse::<u32>().ok());
+    let has_tcx = (numbers.next(), numbers.next()) >= (Some(6), Some(6));
+    match journey {
+        // Loads programs of its own to fill small maps, which every kernel does alike.
+        "programs" => &["full_rings_and_tables"],
+        // Without TCX they are the tests with clsact again.
+        "verdicts" if !has_tcx => &["bridge_tcx", "point_to_point_tcx"],
+        _ => &[],
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

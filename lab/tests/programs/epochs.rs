@@ -59,7 +59,7 @@ fn two_processors_change_a_verdict_once() {
     let stop = AtomicBool::new(false);
     let sent = [AtomicU64::new(0), AtomicU64::new(0)];
     let programs: &sekisho_lab::programs::Programs = &node;
-    let rounds = 200u32;
+    let rounds = 100u32;
     let run = std::thread::scope(|scope| {
         for egress in [true, false] {
             let (stop, sent) = (&stop, &sent[usize::from(egress)]);
