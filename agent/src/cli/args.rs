@@ -15,6 +15,7 @@ use super::mode::ModeArgs;
 use super::observe::ObserveArgs;
 use super::status::StatusArgs;
 use super::values;
+use crate::inventory::kube::Access;
 
 /// Where the agent listens unless told otherwise.
 const SOCKET: &str = "/run/sekisho/sekisho.sock";
@@ -74,8 +75,10 @@ const AGENT_EXAMPLES: &str = "Examples:
   sekisho agent --manifests ./cluster --node-name node-1
   sekisho agent --manifests ./cluster --node-name node-1 --mode audit --jsonl flows.jsonl
   sekisho agent --manifests ./cluster --node-name node-1 --listen 127.0.0.1:4317
+  sekisho agent --kubeconfig ~/.kube/config --node-name node-1 --mode audit
 
-The node is the network namespace in which the agent is started. Manifests are ordinary Kubernetes objects in *.yaml, *.yml \
+The node is the network namespace in which the agent is started. In a pod of a DaemonSet it needs no arguments: the pod's \
+service account and the variable NODE_NAME (from spec.nodeName) say the rest. Manifests are ordinary Kubernetes objects in *.yaml, *.yml \
 and *.json files; the folder is watched, and a changed file changes the verdict. When the agent ends, enforcement stays, unless \
 --detach-on-exit is given; `sekisho detach` removes it later.";
 
@@ -83,11 +86,14 @@ and *.json files; the folder is watched, and a changed file changes the verdict.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = AGENT_EXAMPLES)]
 pub struct AgentArgs {
-    /// Folder of manifests (pods, namespaces, policies, ...), watched
+    /// Folder of manifests (pods, namespaces, policies, ...), watched. Without it the API server is the source
     #[arg(long, value_name = "DIR")]
-    pub manifests: PathBuf,
+    pub manifests: Option<PathBuf>,
+    /// Credentials for the API server, where this is no pod of the cluster (else: the variable KUBECONFIG)
+    #[arg(long, value_name = "PATH", conflicts_with = "manifests")]
+    pub kubeconfig: Option<PathBuf>,
     /// Name of this node; its pods are the ones that are judged
-    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub node_name: String,
     /// Name of the cluster, for the records
     #[arg(long, value_name = "NAME")]
@@ -110,9 +116,9 @@ pub struct AgentArgs {
     /// How many rotated files of --jsonl are kept
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub jsonl_keep: u32,
-    /// What to do with a flow that no policy allows
-    #[arg(long, value_enum, default_value_t = Mode::Enforce)]
-    pub mode: Mode,
+    /// What to do with a flow that no policy allows [default: enforce with --manifests, audit with the API server]
+    #[arg(long, value_enum)]
+    pub mode: Option<Mode>,
     /// How to attach to a pod's interface
     #[arg(long, value_enum, default_value_t = TcBackend::Auto)]
     pub tc_backend: TcBackend,
@@ -140,6 +146,31 @@ pub struct AgentArgs {
     /// Level of the log: error, warn, info, debug, trace, or per module as in `info,sekisho::datapath=debug`
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "SEKISHO_LOG", value_parser = values::log_level)]
     pub log_level: String,
+}
+
+impl AgentArgs {
+    /// Where the inventory comes from; `None` where neither a folder nor an API server is known.
+    pub fn source(&self) -> Option<Origin> {
+        match (&self.manifests, &self.kubeconfig) {
+            (Some(folder), _) => Some(Origin::Folder(folder.clone())),
+            (None, Some(path)) => Some(Origin::Cluster(Access::Kubeconfig(path.clone()))),
+            (None, None) => Access::found().map(Origin::Cluster),
+        }
+    }
+
+    /// The mode to start in. On a cluster that knows nothing of it yet, the agent first shows what it would deny.
+    pub fn mode(&self) -> Mode {
+        self.mode.unwrap_or(if self.manifests.is_some() { Mode::Enforce } else { Mode::Audit })
+    }
+}
+
+/// Where the inventory comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A folder of manifests.
+    Folder(PathBuf),
+    /// The API server.
+    Cluster(Access),
 }
 
 /// What happens to a flow that no policy allows.

@@ -25,9 +25,10 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
 
-pub use args::{AgentArgs, LogFormat, Mode, TcBackend};
+pub use args::{AgentArgs, LogFormat, Mode, Origin, TcBackend};
 
 use args::{Cli, Command};
 
@@ -94,9 +95,21 @@ pub fn main(machine: &dyn Machine) -> ExitCode {
     run(std::env::args_os(), machine)
 }
 
+const NO_SOURCE: &str =
+    "the agent needs --manifests DIR, or an API server: run it in a pod of the cluster, give --kubeconfig PATH, or set KUBECONFIG";
+
+/// The arguments, and what the parser cannot know of them.
+fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let cli = Cli::try_parse_from(args)?;
+    match &cli.command {
+        Command::Agent(agent) if agent.source().is_none() => Err(Cli::command().error(ErrorKind::MissingRequiredArgument, NO_SOURCE)),
+        _ => Ok(cli),
+    }
+}
+
 /// The same with given arguments; the first is the program's name.
 pub fn run(args: impl IntoIterator<Item = OsString>, machine: &dyn Machine) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match parse(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Help into a closed pipe is no error.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::CommandFactory as _;
 use sekisho_proto::{Kind, Verdict};
 
 use super::args::{Cli, Command};
@@ -19,7 +19,7 @@ fn words(line: &str) -> Vec<OsString> {
 }
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(words(line))
+    super::parse(words(line))
 }
 
 /// What an error says, and the exit code that clap gives it.
@@ -89,9 +89,9 @@ fn the_agent_as_in_the_contract() {
     let line = "agent --manifests /tmp --node-name n1 --socket /s --pin-dir /p --listen 127.0.0.1:99 --jsonl - --mode audit \
                 --tc-backend clsact --memory-budget 64M --detach-on-exit --log-format json";
     let args = agent(line);
-    assert_eq!(args.manifests, Path::new("/tmp"));
+    assert_eq!(args.manifests.as_deref(), Some(Path::new("/tmp")));
     assert_eq!(
-        (args.node_name.as_str(), args.mode, args.tc_backend, args.log_format),
+        (args.node_name.as_str(), args.mode(), args.tc_backend, args.log_format),
         ("n1", Mode::Audit, TcBackend::Clsact, LogFormat::Json)
     );
     assert_eq!(args.listen, Some(SocketAddr::from(([127, 0, 0, 1], 99))));
@@ -102,16 +102,26 @@ fn the_agent_as_in_the_contract() {
 #[test]
 fn the_agent_has_defaults() {
     let args = agent("agent --manifests /tmp --node-name n1");
-    assert_eq!((args.mode, args.tc_backend, args.log_format), (Mode::Enforce, TcBackend::Auto, LogFormat::Text));
+    assert_eq!((args.mode(), args.tc_backend, args.log_format), (Mode::Enforce, TcBackend::Auto, LogFormat::Text));
     assert_eq!(args.pin_dir, Path::new("/sys/fs/bpf/sekisho"));
     assert_eq!(args.update_interval, Duration::from_secs(30));
     assert!(!args.detach_on_exit && args.jsonl.is_none() && args.listen.is_none());
 }
 
 #[test]
+fn without_manifests_the_api_server_is_the_source_and_nothing_is_dropped_yet() {
+    let args = agent("agent --kubeconfig /k --node-name n1");
+    assert_eq!(args.mode(), Mode::Audit);
+    assert_eq!(args.source(), Some(Origin::Cluster(crate::inventory::kube::Access::Kubeconfig("/k".into()))));
+    assert_eq!(agent("agent --kubeconfig /k --node-name n1 --mode enforce").mode(), Mode::Enforce);
+}
+
+#[test]
 fn the_agent_refuses_in_sentences() {
     assert!(refused("agent --node-name n").contains("--manifests"));
+    assert!(refused("agent --node-name n").contains("--kubeconfig"));
     assert!(refused("agent --manifests /tmp").contains("--node-name"));
+    assert!(refused("agent --manifests /tmp --kubeconfig /k --node-name n").contains("cannot be used with"));
     assert!(refused("agent --manifests /tmp --node-name n --listen 0.0.0.0:1").contains("not a loopback address"));
     assert!(refused("agent --manifests /tmp --node-name n --listen 10.0.0.1:1").contains("not a loopback address"));
     assert!(refused("agent --manifests /tmp --node-name n --listen here").contains("127.0.0.1:4317"));

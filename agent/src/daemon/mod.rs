@@ -84,7 +84,7 @@ fn run(args: &AgentArgs) -> Result<(), Failure> {
     if let Some(address) = listeners.tcp_address() {
         info!(%address, "serving gRPC on loopback");
     }
-    info!(node = %args.node_name, mode = %args.mode, socket = %args.socket.display(), "running");
+    info!(node = %args.node_name, mode = %args.mode(), socket = %args.socket.display(), "running");
     let served = runtime.block_on(async {
         let serving = tokio::spawn(api::serve(listeners, control.clone(), stopped));
         let ended = tokio::task::spawn_blocking(move || thread.join());

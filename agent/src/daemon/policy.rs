@@ -24,6 +24,7 @@ impl Explainer for Compiled {
 impl Pump {
     /// Takes the snapshot over: local pods, policy, identities.
     pub(super) fn take_snapshot(&mut self) {
+        self.synced = true;
         let node = &self.args.node_name;
         let here = |p: &&Arc<_>| pod_is_here(p, node);
         self.local = self.snapshot.pods.values().filter(here).cloned().collect();

@@ -15,12 +15,11 @@ use tracing::{error, info, warn};
 
 use super::control::{Command, Shared};
 use super::kernel::{Asked, flow_table, found};
-use crate::cli::{AgentArgs, Exit, Failure, Mode, TcBackend};
+use crate::cli::{AgentArgs, Exit, Failure, Mode, Origin, TcBackend};
 use crate::datapath::{self, Coverage, Datapath, Options, Watcher};
 use crate::detect::Detector;
 use crate::flow::{Body, Book, BootSeed, Context, Directory, Engine, Header, Journal, KernelTally, Ledger, Now, RunState, Settings};
-use crate::inventory::files::Source;
-use crate::inventory::{Pod, Snapshot};
+use crate::inventory::{Pod, Snapshot, Source, files, kube};
 use crate::policy::{Compiled, Compiler, Instances as _};
 
 /// How often rings are read and changes looked for.
@@ -67,8 +66,10 @@ pub(super) struct Pump {
     shared: Arc<Shared>,
     pub(super) datapath: Datapath,
     watcher: Option<Watcher>,
-    source: Source,
+    pub(super) source: Source,
     pub(super) snapshot: Arc<Snapshot>,
+    /// A snapshot has been taken over.
+    pub(super) synced: bool,
     pub(super) local: Vec<Arc<Pod>>,
     pub(super) node_addresses: Vec<IpAddr>,
     pub(super) compiler: Compiler,
@@ -93,7 +94,7 @@ impl Pump {
     /// Opens the node: reads the manifests, adopts or loads the programs, puts the policy in force.
     pub(super) fn open(args: &AgentArgs, commands: Receiver<Command>, shared: Arc<Shared>) -> Result<Self, Failure> {
         let cannot = |e: &dyn std::fmt::Display| Failure::new(Exit::CannotRun, e);
-        Source::check(&args.manifests).map_err(|e| cannot(&e))?;
+        check_source(args)?;
         let options = Options {
             pin_dir: args.pin_dir.clone(),
             tc_backend: match args.tc_backend {
@@ -105,8 +106,8 @@ impl Pump {
             node: args.node_name.clone(),
         };
         let mut datapath = Datapath::open(&options).map_err(|e| cannot(&e))?;
-        let source = Source::start(&args.manifests).map_err(|e| cannot(&e))?;
-        datapath.set_mode(mode_number(args.mode)).map_err(|e| cannot(&e))?;
+        let source = open_source(args)?;
+        datapath.set_mode(mode_number(args.mode())).map_err(|e| cannot(&e))?;
         datapath.set_spoof_enforce(true).map_err(|e| cannot(&e))?;
         let now = now(&mut datapath);
         let used = datapath.used_ids();
@@ -136,6 +137,7 @@ impl Pump {
         let watcher = datapath::watch().map_err(|e| warn!("pods are looked for every {LOOK:?} only: {e}")).ok();
         let mut pump = Self {
             snapshot: source.current(),
+            synced: false,
             args: args.clone(),
             commands,
             shared,
@@ -159,7 +161,10 @@ impl Pump {
             events: Vec::with_capacity(4096),
             datapath,
         };
-        pump.take_snapshot();
+        // Before the first list is complete there is nothing to act on: what an earlier agent left stays at work.
+        if pump.source.state().synced {
+            pump.take_snapshot();
+        }
         Ok(pump)
     }
 
@@ -230,6 +235,8 @@ impl Pump {
         if let Some(next) = next {
             self.snapshot = next;
             self.take_snapshot();
+        } else if !self.synced {
+            return;
         } else if woken || timers.look.rings(instant) {
             self.look_for_pods();
         } else {
@@ -278,6 +285,9 @@ impl Pump {
     /// Has the attachments checked and says what was found.
     fn check(&mut self) {
         self.notice_mode();
+        if !self.synced {
+            return;
+        }
         let found = self.datapath.check();
         let changed = !found.is_empty();
         for event in found {
@@ -349,6 +359,24 @@ impl Pump {
         }
         info!("{}", if detach { "ended; nothing is enforced any more" } else { "ended; enforcement stays in place" });
         left.map_err(|e| Failure::new(Exit::CannotRun, e))
+    }
+}
+
+/// Whether the source that the arguments name can be one, before anything is touched.
+fn check_source(args: &AgentArgs) -> Result<(), Failure> {
+    match args.source() {
+        Some(Origin::Folder(folder)) => files::Source::check(&folder).map_err(|e| Failure::new(Exit::CannotRun, e)),
+        Some(Origin::Cluster(_)) | None => Ok(()),
+    }
+}
+
+/// The source that the arguments name.
+fn open_source(args: &AgentArgs) -> Result<Source, Failure> {
+    let cannot = |e: &dyn std::fmt::Display| Failure::new(Exit::CannotRun, e);
+    match args.source() {
+        Some(Origin::Folder(folder)) => Ok(Source::Files(files::Source::start(&folder).map_err(|e| cannot(&e))?)),
+        Some(Origin::Cluster(access)) => Ok(Source::Kube(kube::Source::start(&access).map_err(|e| cannot(&e))?)),
+        None => Err(Failure::new(Exit::Usage, "neither manifests nor an API server to learn the cluster from")),
     }
 }
 

@@ -17,6 +17,10 @@ impl Pump {
     /// Why this node is not ready, one sentence each; empty when it is.
     pub(super) fn unready(&self) -> Vec<String> {
         let mut why: Vec<String> = self.refused.iter().cloned().collect();
+        if !self.synced {
+            let error = self.source.state().error.map(|e| format!(" ({e})")).unwrap_or_default();
+            why.push(format!("the cluster has not been read whole yet{error}; what an earlier agent put in force stays"));
+        }
         for pod in &self.local {
             match self.datapath.endpoints().find(|e| e.uid == pod.uid) {
                 Some(endpoint) if endpoint.ready => {}
@@ -60,6 +64,7 @@ impl Pump {
             ledger: Some(ledger),
             refused: self.snapshot.refused.clone(),
             policy: Some(self.policy_status()),
+            source: Some(self.source_status()),
             counters: named.map(|(slot, name)| ((*name).to_owned(), counters[*slot as usize])).collect(),
             suppressed: self.detector.suppressed().into_iter().map(|((kind, why), n)| (format!("{kind}.{why}"), n)).collect(),
         }
@@ -81,6 +86,19 @@ impl Pump {
             ready: endpoint.ready,
             message: endpoint.message.clone(),
             host_network: pod.host_network,
+        }
+    }
+
+    fn source_status(&self) -> proto::SourceStatus {
+        let state = self.source.state();
+        let nanoseconds = |since: std::time::SystemTime| {
+            since.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+        };
+        proto::SourceStatus {
+            name: state.name.to_owned(),
+            synced: state.synced,
+            stale_since: state.stale_since.map(|since| flow::timestamp(nanoseconds(since))),
+            error: state.error,
         }
     }
 

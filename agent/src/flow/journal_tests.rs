@@ -28,10 +28,10 @@ fn pod(name: &str, uid: &str, address: &str) -> Pod {
 fn snapshot(pods: &[Pod]) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for pod in pods {
-        snapshot.pods.insert((pod.namespace.clone(), pod.name.clone()), Arc::new(pod.clone()));
+        Arc::make_mut(&mut snapshot.pods).insert((pod.namespace.clone(), pod.name.clone()), Arc::new(pod.clone()));
     }
     let node = Node { name: "node-1".into(), ips: vec!["10.0.0.254".parse().unwrap()], labels: Arc::default() };
-    snapshot.nodes.insert("node-1".into(), Arc::new(node));
+    Arc::make_mut(&mut snapshot.nodes).insert("node-1".into(), Arc::new(node));
     let port = ServicePort { name: None, port: 80, protocol: 6, node_port: None };
     let service = Service {
         namespace: "shop".into(),
@@ -40,7 +40,7 @@ fn snapshot(pods: &[Pod]) -> Snapshot {
         node_local_ips: Vec::new(),
         ports: vec![port],
     };
-    snapshot.services.insert(("shop".into(), "web".into()), Arc::new(service));
+    Arc::make_mut(&mut snapshot.services).insert(("shop".into(), "web".into()), Arc::new(service));
     snapshot
 }
 

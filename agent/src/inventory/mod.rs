@@ -1,12 +1,17 @@
 //! Who is who: what the cluster says exists, as one immutable value.
 //!
-//! A source (a folder of manifests, later the API server) builds a [`Snapshot`] and swaps it whole. Nobody
+//! A [`Source`] (a folder of manifests, or the API server) builds a [`Snapshot`] and swaps it whole. Nobody
 //! downstream sees half an update. Objects keep only what policy, records and detections read.
 
 pub mod files;
+pub mod kube;
+mod manifest;
+mod published;
 mod selector;
+mod source;
 
 pub use selector::{Labels, Requirement, Selector};
+pub use source::{Source, SourceState};
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,23 +20,24 @@ use std::sync::Arc;
 /// `(namespace, name)`.
 pub type ObjectName = (Arc<str>, Arc<str>);
 
-/// Everything known about the cluster at one moment. Immutable; cheap to clone piecewise (`Arc`s).
+/// Everything known about the cluster at one moment. Immutable; each kind is shared with the snapshot before if nothing of it
+/// changed.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// +1 with every change.
     pub generation: u64,
     /// By name. A namespace that only objects mention is here too, with its `kubernetes.io/metadata.name` label.
-    pub namespaces: BTreeMap<Arc<str>, Arc<Namespace>>,
+    pub namespaces: Arc<BTreeMap<Arc<str>, Arc<Namespace>>>,
     /// By namespace and name.
-    pub pods: BTreeMap<ObjectName, Arc<Pod>>,
+    pub pods: Arc<BTreeMap<ObjectName, Arc<Pod>>>,
     /// By name.
-    pub nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    pub nodes: Arc<BTreeMap<Arc<str>, Arc<Node>>>,
     /// By namespace and name.
-    pub services: BTreeMap<ObjectName, Arc<Service>>,
+    pub services: Arc<BTreeMap<ObjectName, Arc<Service>>>,
     /// By namespace and name.
-    pub endpoint_slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
+    pub endpoint_slices: Arc<BTreeMap<ObjectName, Arc<EndpointSlice>>>,
     /// By namespace and name; already defaulted and valid.
-    pub policies: BTreeMap<ObjectName, Arc<NetworkPolicy>>,
+    pub policies: Arc<BTreeMap<ObjectName, Arc<NetworkPolicy>>>,
     /// What is refused now: file, document, field or value. The previous version of it is in force.
     pub refused: Vec<String>,
 }

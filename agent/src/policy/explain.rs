@@ -17,8 +17,8 @@ use crate::inventory::{Namespace, NetworkPolicy, ObjectName, Pod, PolicyPeer, Po
 
 /// What an explanation needs of the snapshot that was compiled.
 pub(super) struct Explainer {
-    pods: BTreeMap<ObjectName, Arc<Pod>>,
-    namespaces: BTreeMap<Arc<str>, Arc<Namespace>>,
+    pods: Arc<BTreeMap<ObjectName, Arc<Pod>>>,
+    namespaces: Arc<BTreeMap<Arc<str>, Arc<Namespace>>>,
     owners: HashMap<IpAddr, Arc<Pod>>,
     nodes: Vec<IpAddr>,
     selecting: Selecting,

@@ -1,6 +1,6 @@
 //! A status as a page.
 
-use sekisho_proto::{EndpointStatus, Ledger, StatusResponse, rfc3339};
+use sekisho_proto::{EndpointStatus, Ledger, SourceStatus, StatusResponse, rfc3339};
 
 use super::paint::Paint;
 use super::siblings::lost;
@@ -19,7 +19,7 @@ pub(in crate::cli) fn status(status: &StatusResponse, paint: Paint) -> String {
     }
     if !status.refused.is_empty() {
         lines.push(String::new());
-        lines.push(paint.bad("Refused manifests; what they said before is still in force:"));
+        lines.push(paint.bad("Refused; what was said before is still in force:"));
         lines.extend(status.refused.iter().map(|refused| format!("  {refused}")));
     }
     lines.join("\n")
@@ -38,8 +38,19 @@ fn summary(status: &StatusResponse, paint: Paint) -> Vec<String> {
         let (policies, sets, classes, rules) = (policy.policies, policy.sets, policy.classes, policy.rules);
         lines.push(format!("Policy   {policies} policies: {sets} sets, {classes} classes, {rules} rules"));
     }
+    lines.extend(status.source.as_ref().map(|source| source_line(source, paint)));
     lines.splice(1..1, status.unready.iter().map(|reason| paint.bad(&format!("         {reason}"))));
     lines
+}
+
+fn source_line(source: &SourceStatus, paint: Paint) -> String {
+    let name = if source.name == "kube" { "the API server" } else { "manifests" };
+    let Some(since) = &source.stale_since else {
+        return format!("Source   {name}, {}", if source.synced { "in step" } else { "not read whole yet" });
+    };
+    let time = rfc3339(since);
+    let error = source.error.as_deref().unwrap_or("no answer");
+    paint.bad(&format!("Source   {name}, stale since {}Z: {error}", time.get(..19).unwrap_or(&time)))
 }
 
 fn since(status: &StatusResponse) -> String {

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::document;
-use super::object::{self, Key, Object};
-use super::owners;
+use crate::inventory::manifest::object::{self, Key, Object};
+use crate::inventory::manifest::owners::Owners;
 use crate::inventory::{Namespace, Snapshot};
 
 /// More files than that which come at once are counted, not listed.
@@ -216,28 +216,37 @@ impl Folder {
     }
 
     fn build(&self) -> Snapshot {
-        let mut next = Snapshot::default();
-        let owners = owners::Owners::of(self.files.values().flat_map(|f| &f.objects));
+        let (mut namespaces, mut pods, mut nodes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut services, mut endpoint_slices, mut policies) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let owners = Owners::of(self.files.values().flat_map(|f| &f.objects));
         for (key, object) in self.files.values().flat_map(|f| &f.objects) {
             let name = (key.namespace.clone(), key.name.clone());
             match object {
-                Object::Namespace(o) => drop(next.namespaces.insert(key.name.clone(), o.clone())),
-                Object::Node(o) => drop(next.nodes.insert(key.name.clone(), o.clone())),
+                Object::Namespace(o) => drop(namespaces.insert(key.name.clone(), o.clone())),
+                Object::Node(o) => drop(nodes.insert(key.name.clone(), o.clone())),
                 Object::Pod(o) => {
                     let before = self.snapshot.pods.get(&name);
-                    drop(next.pods.insert(name, owners.resolve(o, before)));
+                    drop(pods.insert(name, owners.resolve(o, before)));
                 }
-                Object::Service(o) => drop(next.services.insert(name, o.clone())),
-                Object::EndpointSlice(o) => drop(next.endpoint_slices.insert(name, o.clone())),
-                Object::NetworkPolicy(o) => drop(next.policies.insert(name, o.clone())),
+                Object::Service(o) => drop(services.insert(name, o.clone())),
+                Object::EndpointSlice(o) => drop(endpoint_slices.insert(name, o.clone())),
+                Object::NetworkPolicy(o) => drop(policies.insert(name, o.clone())),
                 Object::Owner(_) => {}
             }
-            if !key.namespace.is_empty() && !next.namespaces.contains_key(&key.namespace) {
-                next.namespaces.insert(key.namespace.clone(), Arc::new(Namespace::bare(key.namespace.clone())));
+            if !key.namespace.is_empty() && !namespaces.contains_key(&key.namespace) {
+                namespaces.insert(key.namespace.clone(), Arc::new(Namespace::bare(key.namespace.clone())));
             }
         }
-        next.refused = self.files.values().filter_map(|file| file.refused.clone()).collect();
-        next
+        Snapshot {
+            generation: 0,
+            namespaces: namespaces.into(),
+            pods: pods.into(),
+            nodes: nodes.into(),
+            services: services.into(),
+            endpoint_slices: endpoint_slices.into(),
+            policies: policies.into(),
+            refused: self.files.values().filter_map(|file| file.refused.clone()).collect(),
+        }
     }
 }
 

@@ -6,12 +6,6 @@
 
 mod document;
 mod folder;
-mod metadata;
-mod names;
-mod network_policy;
-mod object;
-mod owners;
-mod value;
 mod watch;
 mod yaml;
 
@@ -19,14 +13,15 @@ mod yaml;
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 
 use super::Snapshot;
+use super::published::Published;
 use watch::Watched;
 
 /// Why a folder cannot be the source.
@@ -63,27 +58,9 @@ pub fn snapshot_of(yaml: &str) -> Arc<Snapshot> {
     folder.snapshot()
 }
 
-/// What the watching thread and its readers share.
-#[derive(Default)]
-struct Shared {
-    snapshot: Mutex<Arc<Snapshot>>,
-    changed: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Arc<Snapshot>> {
-        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn publish(&self, next: Arc<Snapshot>) {
-        *self.lock() = next;
-        self.changed.notify_all();
-    }
-}
-
 /// A watched folder. Dropping it ends the watch.
 pub struct Source {
-    shared: Arc<Shared>,
+    shared: Arc<Published>,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -103,7 +80,7 @@ impl Source {
         if !watched.rescan() {
             tracing::warn!("no manifests (*.yaml, *.yml, *.json) in {} yet; nothing is isolated", folder.display());
         }
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Published::default());
         shared.publish(watched.snapshot());
         let (theirs, stopped) = (shared.clone(), stop.clone());
         let thread = std::thread::Builder::new()
@@ -115,21 +92,12 @@ impl Source {
 
     /// The state in force.
     pub fn current(&self) -> Arc<Snapshot> {
-        self.shared.lock().clone()
+        self.shared.current()
     }
 
     /// Waits until the state is another one than `generation`, at most `timeout`; then the state in force.
     pub fn changed(&self, generation: u64, timeout: Duration) -> Arc<Snapshot> {
-        let until = Instant::now() + timeout;
-        let mut guard = self.shared.lock();
-        while guard.generation == generation {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            guard = self.shared.changed.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        guard.clone()
+        self.shared.changed(generation, timeout)
     }
 }
 

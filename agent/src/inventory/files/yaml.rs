@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
-use super::document::{Document, DocumentError, MAX_DEPTH, MAX_NODES, twice};
-use super::value::{Value, clip};
+use super::document::{Document, DocumentError, MAX_DEPTH, MAX_NODES};
+use crate::inventory::manifest::json::twice;
+use crate::inventory::manifest::value::{Value, clip};
 
 /// The documents of a YAML file.
 pub(super) fn parse(text: &str) -> Result<Vec<Document>, DocumentError> {

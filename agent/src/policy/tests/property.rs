@@ -103,8 +103,8 @@ pub(super) fn pods() -> impl Strategy<Value = Vec<Pod>> {
 pub(super) fn cluster(pods: Vec<Pod>, policies: Vec<NetworkPolicy>) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let labelled = |name: &str, value: &str| Namespace { name: text(name), labels: Arc::new([(text("a"), text(value))].into()) };
-    snapshot.namespaces.insert(text("x"), Arc::new(labelled("x", "1")));
-    snapshot.namespaces.insert(text("y"), Arc::new(labelled("y", "2")));
+    Arc::make_mut(&mut snapshot.namespaces).insert(text("x"), Arc::new(labelled("x", "1")));
+    Arc::make_mut(&mut snapshot.namespaces).insert(text("y"), Arc::new(labelled("y", "2")));
     for (i, pod) in pods.into_iter().enumerate() {
         let name = text(&format!("p{i}"));
         let ips = match pod.host_network {
@@ -112,12 +112,12 @@ pub(super) fn cluster(pods: Vec<Pod>, policies: Vec<NetworkPolicy>) -> Snapshot 
             false => vec![format!("10.0.0.{i}").parse().unwrap(), format!("fd00::{i}").parse().unwrap()],
         };
         let pod = Pod { uid: name.clone(), name: name.clone(), ips, ..pod };
-        snapshot.pods.insert((pod.namespace.clone(), name), Arc::new(pod));
+        Arc::make_mut(&mut snapshot.pods).insert((pod.namespace.clone(), name), Arc::new(pod));
     }
     for (i, policy) in policies.into_iter().enumerate() {
         let name = text(&format!("n{i}"));
         let policy = NetworkPolicy { name: name.clone(), ..policy };
-        snapshot.policies.insert((policy.namespace.clone(), name), Arc::new(policy));
+        Arc::make_mut(&mut snapshot.policies).insert((policy.namespace.clone(), name), Arc::new(policy));
     }
     snapshot
 }

@@ -17,7 +17,9 @@ fn large() -> Snapshot {
     let mut snapshot = Snapshot::default();
     for i in 0..20_000usize {
         let (namespace, name): (Arc<str>, Arc<str>) = (format!("ns{}", i % 50).into(), format!("p{i}").into());
-        snapshot.namespaces.entry(namespace.clone()).or_insert_with(|| Arc::new(crate::inventory::Namespace::bare(namespace.clone())));
+        Arc::make_mut(&mut snapshot.namespaces)
+            .entry(namespace.clone())
+            .or_insert_with(|| Arc::new(crate::inventory::Namespace::bare(namespace.clone())));
         let pod = Pod {
             namespace: namespace.clone(),
             name: name.clone(),
@@ -33,7 +35,7 @@ fn large() -> Snapshot {
             config_hash: None,
             allow_sources: Vec::new(),
         };
-        snapshot.pods.insert((namespace, name), Arc::new(pod));
+        Arc::make_mut(&mut snapshot.pods).insert((namespace, name), Arc::new(pod));
     }
     for i in 0..10_000usize {
         let (namespace, name): (Arc<str>, Arc<str>) = (format!("ns{}", i % 50).into(), format!("n{i}").into());
@@ -53,7 +55,7 @@ fn large() -> Snapshot {
             ingress: rules.clone(),
             egress: if i % 4 == 0 { rules } else { None },
         };
-        snapshot.policies.insert((namespace, name), Arc::new(policy));
+        Arc::make_mut(&mut snapshot.policies).insert((namespace, name), Arc::new(policy));
     }
     snapshot
 }

@@ -1,6 +1,7 @@
-//! Documents to objects: one small decoder per kind. Only what policy and records need is read, and of that a wrong type is
+//! Values to objects: one small decoder per kind. Only what policy and records need is read, and of that a wrong type is
 //! refused; unknown fields are tolerated (not so for NetworkPolicy, see [`network_policy`](super::network_policy)).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::metadata::{Metadata, address, addresses, checked, port, protocol, push};
@@ -10,10 +11,10 @@ use crate::inventory::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Servi
 
 /// Kind, namespace (empty for cluster-scoped kinds) and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Key {
-    pub(super) kind: &'static str,
-    pub(super) namespace: Arc<str>,
-    pub(super) name: Arc<str>,
+pub(in crate::inventory) struct Key {
+    pub(in crate::inventory) kind: &'static str,
+    pub(in crate::inventory) namespace: Arc<str>,
+    pub(in crate::inventory) name: Arc<str>,
 }
 
 impl std::fmt::Display for Key {
@@ -28,7 +29,7 @@ impl std::fmt::Display for Key {
 
 /// One object of a manifest.
 #[derive(Clone, Debug)]
-pub(super) enum Object {
+pub(in crate::inventory) enum Object {
     Namespace(Arc<Namespace>),
     Node(Arc<Node>),
     /// `workload` is the direct owner yet.
@@ -43,7 +44,7 @@ pub(super) enum Object {
 const LIST_DEPTH: usize = 4;
 
 /// Reads one document.
-pub(super) fn decode(document: &Value, ignored: &mut dyn FnMut(String)) -> Result<Vec<(Key, Object)>, FieldError> {
+pub(in crate::inventory) fn decode(document: &Value, ignored: &mut dyn FnMut(String)) -> Result<Vec<(Key, Object)>, FieldError> {
     let mut objects = Vec::new();
     walk(&At::root(document), None, LIST_DEPTH, &mut objects, ignored)?;
     Ok(objects)
@@ -80,7 +81,8 @@ fn walk(
     Ok(())
 }
 
-fn object(at: &At<'_>, version: &str, kind: &str) -> Result<Option<(Key, Object)>, FieldError> {
+/// Reads one object whose version and kind are known; `None` for kinds that are not used here.
+pub(in crate::inventory) fn object(at: &At<'_>, version: &str, kind: &str) -> Result<Option<(Key, Object)>, FieldError> {
     let group = version.split_once('/').map_or("", |(group, _)| group);
     let found = match (group, kind) {
         ("", "Namespace") => {
@@ -142,7 +144,7 @@ fn namespaced(kind: &'static str, metadata: &Metadata) -> Key {
 }
 
 /// The API server gives every namespace its name as a label.
-pub(super) fn namespace(metadata: Metadata) -> Namespace {
+pub(in crate::inventory) fn namespace(metadata: Metadata) -> Namespace {
     let mut labels = (*metadata.labels).clone();
     labels.insert("kubernetes.io/metadata.name".into(), metadata.name.clone());
     Namespace { name: metadata.name, labels: Arc::new(labels) }
@@ -168,6 +170,10 @@ fn pod(at: &At<'_>, metadata: Metadata) -> Result<Pod, FieldError> {
         push(&mut ips, address(&item.field("ip"))?);
     }
     push(&mut ips, address(&status.field("podIP"))?);
+    let host_network = spec.field("hostNetwork").bool()?.unwrap_or(false);
+    if ips.is_empty() && !host_network {
+        announced(&annotations, &mut ips)?;
+    }
     let workload = match metadata.owner {
         // A mirror pod belongs to its node, which runs nothing.
         Some((kind, name)) if &*kind != "Node" => Workload { kind, name },
@@ -181,7 +187,7 @@ fn pod(at: &At<'_>, metadata: Metadata) -> Result<Pod, FieldError> {
         labels: metadata.labels,
         node: spec.field("nodeName").text()?,
         ips,
-        host_network: spec.field("hostNetwork").bool()?.unwrap_or(false),
+        host_network,
         finished: matches!(status.field("phase").text()?.as_deref(), Some("Succeeded" | "Failed")),
         service_account: spec.field("serviceAccountName").text()?,
         workload,
@@ -189,6 +195,22 @@ fn pod(at: &At<'_>, metadata: Metadata) -> Result<Pod, FieldError> {
         config_hash: annotations.field("kubernetes.io/config.hash").text()?,
         allow_sources: allow_sources(&annotations.field("sekisho.dev/allow-sources"))?,
     })
+}
+
+/// Annotations by which CNIs say a pod's addresses before the kubelet does.
+const ANNOUNCED: [&str; 3] = ["cni.projectcalico.org/podIPs", "cni.projectcalico.org/podIP", "vpc.amazonaws.com/pod-ips"];
+
+/// Addresses that the CNI has announced: `10.0.0.7/32,fd00::7/128`. What is no address there is nobody's error but the CNI's.
+fn announced(annotations: &At<'_>, into: &mut Vec<IpAddr>) -> Result<(), FieldError> {
+    for name in ANNOUNCED {
+        let at = annotations.field(name);
+        for part in at.text()?.iter().flat_map(|text| text.split(',')) {
+            let part = part.trim();
+            let bare = part.split_once('/').map_or(part, |(address, _)| address);
+            push(into, bare.parse::<IpAddr>().ok().map(|a| a.to_canonical()));
+        }
+    }
+    Ok(())
 }
 
 /// Containers and restartable init containers (sidecars), as the API server resolves named ports.

@@ -9,22 +9,22 @@ use super::value::{At, FieldError};
 use crate::inventory::Labels;
 
 /// What is read of `metadata`.
-pub(super) struct Metadata {
+pub(in crate::inventory) struct Metadata {
     /// `name`.
-    pub(super) name: Arc<str>,
+    pub(in crate::inventory) name: Arc<str>,
     /// `namespace`; `default` where none is given. Means nothing for cluster-scoped kinds.
-    pub(super) namespace: Arc<str>,
+    pub(in crate::inventory) namespace: Arc<str>,
     /// `uid`.
-    pub(super) uid: Option<Arc<str>>,
+    pub(in crate::inventory) uid: Option<Arc<str>>,
     /// `labels`.
-    pub(super) labels: Labels,
+    pub(in crate::inventory) labels: Labels,
     /// The owner that controls it, else the first: `(kind, name)`.
-    pub(super) owner: Option<(Arc<str>, Arc<str>)>,
+    pub(in crate::inventory) owner: Option<(Arc<str>, Arc<str>)>,
 }
 
 impl Metadata {
     /// Reads `metadata` of `object`.
-    pub(super) fn of(object: &At<'_>) -> Result<Self, FieldError> {
+    pub(in crate::inventory) fn of(object: &At<'_>) -> Result<Self, FieldError> {
         let at = object.field("metadata");
         at.mapping()?;
         let name_at = at.field("name");
@@ -39,7 +39,7 @@ impl Metadata {
 }
 
 /// Refuses `text` if `check` does.
-pub(super) fn checked(at: &At<'_>, text: &str, check: fn(&str) -> names::Check) -> Result<(), FieldError> {
+pub(in crate::inventory) fn checked(at: &At<'_>, text: &str, check: fn(&str) -> names::Check) -> Result<(), FieldError> {
     check(text).map_err(|what| at.error(format_args!("{:?} {what}", super::value::clip(text))))
 }
 
@@ -53,7 +53,7 @@ fn string_map(at: &At<'_>) -> Result<BTreeMap<Arc<str>, Arc<str>>, FieldError> {
 }
 
 /// `labels`, checked.
-pub(super) fn labels(at: &At<'_>) -> Result<Labels, FieldError> {
+pub(in crate::inventory) fn labels(at: &At<'_>) -> Result<Labels, FieldError> {
     let map = string_map(at)?;
     for (key, value) in &map {
         let here = at.field(key);
@@ -78,7 +78,7 @@ fn owner(metadata: &At<'_>) -> Result<Option<(Arc<str>, Arc<str>)>, FieldError> 
 }
 
 /// A port number, 1 to 65535; `None` where nothing is.
-pub(super) fn port(at: &At<'_>) -> Result<Option<u16>, FieldError> {
+pub(in crate::inventory) fn port(at: &At<'_>) -> Result<Option<u16>, FieldError> {
     let Some(n) = at.int()? else { return Ok(None) };
     match u16::try_from(n) {
         Ok(port) if port > 0 => Ok(Some(port)),
@@ -87,7 +87,7 @@ pub(super) fn port(at: &At<'_>) -> Result<Option<u16>, FieldError> {
 }
 
 /// `protocol` as an IP protocol number; TCP where nothing is.
-pub(super) fn protocol(at: &At<'_>) -> Result<u8, FieldError> {
+pub(in crate::inventory) fn protocol(at: &At<'_>) -> Result<u8, FieldError> {
     match at.string()?.as_deref() {
         None | Some("TCP") => Ok(6),
         Some("UDP") => Ok(17),
@@ -97,14 +97,14 @@ pub(super) fn protocol(at: &At<'_>) -> Result<u8, FieldError> {
 }
 
 /// An address.
-pub(super) fn address(at: &At<'_>) -> Result<Option<IpAddr>, FieldError> {
+pub(in crate::inventory) fn address(at: &At<'_>) -> Result<Option<IpAddr>, FieldError> {
     let Some(text) = at.text()? else { return Ok(None) };
     let address: IpAddr = text.parse().map_err(|_| at.expected("an IP address"))?;
     Ok(Some(address.to_canonical()))
 }
 
 /// Addresses of a list of strings, each once.
-pub(super) fn addresses(at: &At<'_>, into: &mut Vec<IpAddr>) -> Result<(), FieldError> {
+pub(in crate::inventory) fn addresses(at: &At<'_>, into: &mut Vec<IpAddr>) -> Result<(), FieldError> {
     for item in at.items()? {
         push(into, address(&item)?);
     }
@@ -112,7 +112,7 @@ pub(super) fn addresses(at: &At<'_>, into: &mut Vec<IpAddr>) -> Result<(), Field
 }
 
 /// Adds what is there and not yet in the list.
-pub(super) fn push(into: &mut Vec<IpAddr>, address: Option<IpAddr>) {
+pub(in crate::inventory) fn push(into: &mut Vec<IpAddr>, address: Option<IpAddr>) {
     if let Some(address) = address.filter(|a| !into.contains(a)) {
         into.push(address);
     }

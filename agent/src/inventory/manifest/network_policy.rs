@@ -30,7 +30,7 @@ const METADATA: [&str; 15] = [
 ];
 
 /// Reads a NetworkPolicy.
-pub(super) fn decode(at: &At<'_>) -> Result<NetworkPolicy, FieldError> {
+pub(in crate::inventory) fn decode(at: &At<'_>) -> Result<NetworkPolicy, FieldError> {
     // `status` was part of the kind for a few releases, and dumps have it.
     at.only(&["apiVersion", "kind", "metadata", "spec", "status"])?;
     at.field("metadata").only(&METADATA)?;
@@ -157,7 +157,7 @@ fn canonical(net: IpNet) -> IpNet {
 }
 
 /// A LabelSelector, in a canonical form: equal selectors compare equal.
-pub(super) fn selector(at: &At<'_>) -> Result<Selector, FieldError> {
+pub(in crate::inventory) fn selector(at: &At<'_>) -> Result<Selector, FieldError> {
     at.only(&["matchLabels", "matchExpressions"])?;
     let mut requirements = Vec::new();
     for (key, value) in labels(&at.field("matchLabels"))?.iter() {

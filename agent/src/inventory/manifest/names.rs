@@ -2,7 +2,7 @@
 //! returns what is wrong as a clause.
 
 /// `Err` says what a proper value looks like.
-pub(super) type Check = Result<(), &'static str>;
+pub(in crate::inventory) type Check = Result<(), &'static str>;
 
 fn alphanumeric_ends(text: &[u8], inner: impl Fn(u8) -> bool, ends: impl Fn(u8) -> bool) -> bool {
     match text {
@@ -21,7 +21,7 @@ fn is_label(text: &str) -> bool {
 }
 
 /// Names of namespaces.
-pub(super) fn dns_label(name: &str) -> Check {
+pub(in crate::inventory) fn dns_label(name: &str) -> Check {
     if name.len() <= 63 && is_label(name) {
         return Ok(());
     }
@@ -29,7 +29,7 @@ pub(super) fn dns_label(name: &str) -> Check {
 }
 
 /// Names of most objects.
-pub(super) fn dns_subdomain(name: &str) -> Check {
+pub(in crate::inventory) fn dns_subdomain(name: &str) -> Check {
     if name.len() <= 253 && name.split('.').all(is_label) {
         return Ok(());
     }
@@ -42,7 +42,7 @@ fn is_qualified(text: &str) -> bool {
 }
 
 /// Keys of labels and annotations: `[prefix/]name`.
-pub(super) fn label_key(key: &str) -> Check {
+pub(in crate::inventory) fn label_key(key: &str) -> Check {
     let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
     if is_qualified(name) && prefix.is_none_or(|prefix| dns_subdomain(prefix).is_ok()) {
         return Ok(());
@@ -51,7 +51,7 @@ pub(super) fn label_key(key: &str) -> Check {
 }
 
 /// Values of labels.
-pub(super) fn label_value(value: &str) -> Check {
+pub(in crate::inventory) fn label_value(value: &str) -> Check {
     if value.is_empty() || is_qualified(value) {
         return Ok(());
     }
@@ -59,7 +59,7 @@ pub(super) fn label_value(value: &str) -> Check {
 }
 
 /// Names of container and Service ports (IANA service names).
-pub(super) fn port_name(name: &str) -> Check {
+pub(in crate::inventory) fn port_name(name: &str) -> Check {
     let bytes = name.as_bytes();
     let shape = bytes.len() <= 15 && alphanumeric_ends(bytes, |b| lower(b) || b == b'-', lower);
     if shape && bytes.iter().any(u8::is_ascii_lowercase) && !name.contains("--") {

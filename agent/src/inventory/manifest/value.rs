@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// One node of a document.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
+pub(in crate::inventory) enum Value {
     /// `null`, `~` or nothing.
     Null,
     /// A boolean.
@@ -43,17 +43,17 @@ impl fmt::Display for Value {
 }
 
 /// At most 80 characters of what may be megabytes of hostile text.
-pub(super) fn clip(text: &str) -> &str {
+pub(in crate::inventory) fn clip(text: &str) -> &str {
     text.char_indices().nth(80).map_or(text, |(end, _)| &text[..end])
 }
 
 /// What is wrong, and where in the document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct FieldError {
+pub(in crate::inventory) struct FieldError {
     /// `spec.podSelector.matchLabels`; empty for the document itself.
-    pub(super) path: String,
+    pub(in crate::inventory) path: String,
     /// One clause.
-    pub(super) message: String,
+    pub(in crate::inventory) message: String,
 }
 
 impl fmt::Display for FieldError {
@@ -73,29 +73,29 @@ enum Step<'a> {
 
 /// A value with the way that led to it.
 #[derive(Clone, Copy)]
-pub(super) struct At<'a> {
+pub(in crate::inventory) struct At<'a> {
     value: &'a Value,
     step: Step<'a>,
 }
 
 impl<'a> At<'a> {
     /// The document.
-    pub(super) fn root(value: &'a Value) -> Self {
+    pub(in crate::inventory) fn root(value: &'a Value) -> Self {
         Self { value, step: Step::Root }
     }
 
     /// The bare value.
-    pub(super) fn value(&self) -> &'a Value {
+    pub(in crate::inventory) fn value(&self) -> &'a Value {
         self.value
     }
 
     /// Whether something other than `null` is here.
-    pub(super) fn present(&self) -> bool {
+    pub(in crate::inventory) fn present(&self) -> bool {
         !matches!(self.value, Value::Null)
     }
 
     /// A field of this mapping; `null` where it is missing. Where this is no mapping, reading the field is an error.
-    pub(super) fn field(&'a self, name: &'a str) -> At<'a> {
+    pub(in crate::inventory) fn field(&'a self, name: &'a str) -> At<'a> {
         let found = match self.value {
             Value::Map(entries) => entries.iter().find(|(key, _)| &**key == name).map(|(_, value)| value),
             Value::Null if !matches!(self.step, Step::Wrong(_)) => None,
@@ -112,7 +112,7 @@ impl<'a> At<'a> {
     }
 
     /// Checks that this is a mapping or nothing.
-    pub(super) fn mapping(&self) -> Result<&'a [(Arc<str>, Value)], FieldError> {
+    pub(in crate::inventory) fn mapping(&self) -> Result<&'a [(Arc<str>, Value)], FieldError> {
         match self.value {
             Value::Map(entries) => Ok(entries),
             Value::Null => self.absent(&[][..]),
@@ -121,7 +121,7 @@ impl<'a> At<'a> {
     }
 
     /// Checks that this is a mapping with no other fields than `known`, or nothing.
-    pub(super) fn only(&self, known: &[&str]) -> Result<(), FieldError> {
+    pub(in crate::inventory) fn only(&self, known: &[&str]) -> Result<(), FieldError> {
         match self.mapping()?.iter().find(|(key, _)| !known.contains(&&**key)) {
             None => Ok(()),
             Some((key, _)) => {
@@ -132,7 +132,7 @@ impl<'a> At<'a> {
     }
 
     /// The items of a list; none where nothing is.
-    pub(super) fn items(&'a self) -> Result<impl Iterator<Item = At<'a>>, FieldError> {
+    pub(in crate::inventory) fn items(&'a self) -> Result<impl Iterator<Item = At<'a>>, FieldError> {
         let items: &'a [Value] = match self.value {
             Value::List(items) => items,
             Value::Null => self.absent(&[][..])?,
@@ -142,12 +142,12 @@ impl<'a> At<'a> {
     }
 
     /// A string; `None` where nothing or nothing but `""` is.
-    pub(super) fn text(&self) -> Result<Option<Arc<str>>, FieldError> {
+    pub(in crate::inventory) fn text(&self) -> Result<Option<Arc<str>>, FieldError> {
         Ok(self.string()?.filter(|text| !text.is_empty()))
     }
 
     /// A string, `""` included; `None` where nothing is.
-    pub(super) fn string(&self) -> Result<Option<Arc<str>>, FieldError> {
+    pub(in crate::inventory) fn string(&self) -> Result<Option<Arc<str>>, FieldError> {
         match self.value {
             Value::Text(text) => Ok(Some(text.clone())),
             Value::Null => self.absent(None),
@@ -156,7 +156,7 @@ impl<'a> At<'a> {
     }
 
     /// A whole number; `None` where nothing is.
-    pub(super) fn int(&self) -> Result<Option<i64>, FieldError> {
+    pub(in crate::inventory) fn int(&self) -> Result<Option<i64>, FieldError> {
         match self.value {
             Value::Int(n) => Ok(Some(*n)),
             Value::Null => self.absent(None),
@@ -165,7 +165,7 @@ impl<'a> At<'a> {
     }
 
     /// A boolean; `None` where nothing is.
-    pub(super) fn bool(&self) -> Result<Option<bool>, FieldError> {
+    pub(in crate::inventory) fn bool(&self) -> Result<Option<bool>, FieldError> {
         match self.value {
             Value::Bool(b) => Ok(Some(*b)),
             Value::Null => self.absent(None),
@@ -174,12 +174,12 @@ impl<'a> At<'a> {
     }
 
     /// An error about this place.
-    pub(super) fn error(&self, message: impl fmt::Display) -> FieldError {
+    pub(in crate::inventory) fn error(&self, message: impl fmt::Display) -> FieldError {
         FieldError { path: self.path(), message: message.to_string() }
     }
 
     /// An error that says what should be here, and what is.
-    pub(super) fn expected(&self, what: &str) -> FieldError {
+    pub(in crate::inventory) fn expected(&self, what: &str) -> FieldError {
         self.error(format_args!("must be {what}, is {}", self.value))
     }
 

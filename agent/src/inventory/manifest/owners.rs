@@ -6,10 +6,11 @@ use std::sync::Arc;
 use super::object::{Key, Object};
 use crate::inventory::{Pod, Workload};
 
-type Owner = Option<(Arc<str>, Arc<str>)>;
+/// `(kind, name)` of what owns an object.
+pub(in crate::inventory) type Owner = Option<(Arc<str>, Arc<str>)>;
 
 /// Who owns the owners.
-pub(super) struct Owners<'a> {
+pub(in crate::inventory) struct Owners<'a> {
     /// `(namespace, kind, name) -> its owner`.
     above: HashMap<(&'a str, &'a str, &'a str), &'a Owner>,
 }
@@ -19,7 +20,7 @@ const LEVELS: usize = 8;
 
 impl<'a> Owners<'a> {
     /// Collects the owners among `objects`.
-    pub(super) fn of(objects: impl Iterator<Item = &'a (Key, Object)>) -> Self {
+    pub(in crate::inventory) fn of(objects: impl Iterator<Item = &'a (Key, Object)>) -> Self {
         let above = objects.filter_map(|(key, object)| match object {
             Object::Owner(owner) => Some(((&*key.namespace, key.kind, &*key.name), owner)),
             _ => None,
@@ -28,8 +29,9 @@ impl<'a> Owners<'a> {
     }
 
     /// `pod` with its top owner. `before`, the pod as the last snapshot has it, is kept where nothing changed.
-    pub(super) fn resolve(&self, pod: &Arc<Pod>, before: Option<&Arc<Pod>>) -> Arc<Pod> {
-        let workload = self.top(pod);
+    pub(in crate::inventory) fn resolve(&self, pod: &Arc<Pod>, before: Option<&Arc<Pod>>) -> Arc<Pod> {
+        let workload =
+            top(pod, &pod.workload, |namespace, owner| self.above.get(&(&**namespace, &*owner.kind, &*owner.name)).map(|o| (*o).clone()));
         if workload == pod.workload {
             return pod.clone();
         }
@@ -39,21 +41,22 @@ impl<'a> Owners<'a> {
             _ => Arc::new(resolved),
         }
     }
-
-    fn top(&self, pod: &Pod) -> Workload {
-        let mut top = pod.workload.clone();
-        for _ in 0..LEVELS {
-            match self.above.get(&(&*pod.namespace, &*top.kind, &*top.name)) {
-                Some(Some((kind, name))) => top = Workload { kind: kind.clone(), name: name.clone() },
-                Some(None) => return top,
-                None => return unlisted(pod, top),
-            }
-        }
-        top
-    }
 }
 
-/// A ReplicaSet that no manifest holds is named after its Deployment and the pod's template hash.
+/// The top owner of `pod`, whose direct owner is `direct`; `above` answers who owns an owner, if it is known.
+pub(in crate::inventory) fn top(pod: &Pod, direct: &Workload, above: impl Fn(&Arc<str>, &Workload) -> Option<Owner>) -> Workload {
+    let mut top = direct.clone();
+    for _ in 0..LEVELS {
+        match above(&pod.namespace, &top) {
+            Some(Some((kind, name))) => top = Workload { kind, name },
+            Some(None) => return top,
+            None => return unlisted(pod, top),
+        }
+    }
+    top
+}
+
+/// A ReplicaSet that is not known is named after its Deployment and the pod's template hash.
 fn unlisted(pod: &Pod, owner: Workload) -> Workload {
     if &*owner.kind != "ReplicaSet" {
         return owner;

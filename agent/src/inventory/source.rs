@@ -1,0 +1,53 @@
+//! Either source behind one face.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::{Snapshot, files, kube};
+
+/// Where the inventory comes from.
+pub enum Source {
+    /// A folder of manifests.
+    Files(files::Source),
+    /// The API server.
+    Kube(kube::Source),
+}
+
+/// How far a source is to be trusted at this moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceState {
+    /// `files` or `kube`.
+    pub name: &'static str,
+    /// Whether everything has been read once. Before that there is no snapshot to act on.
+    pub synced: bool,
+    /// Since when the snapshot may be behind, as the source cannot be reached.
+    pub stale_since: Option<SystemTime>,
+    /// Why it cannot be reached.
+    pub error: Option<String>,
+}
+
+impl Source {
+    /// The state in force.
+    pub fn current(&self) -> Arc<Snapshot> {
+        match self {
+            Self::Files(source) => source.current(),
+            Self::Kube(source) => source.current(),
+        }
+    }
+
+    /// Waits until the state is another one than `generation`, at most `timeout`; then the state in force.
+    pub fn changed(&self, generation: u64, timeout: Duration) -> Arc<Snapshot> {
+        match self {
+            Self::Files(source) => source.changed(generation, timeout),
+            Self::Kube(source) => source.changed(generation, timeout),
+        }
+    }
+
+    /// Whether it is synced and reachable.
+    pub fn state(&self) -> SourceState {
+        match self {
+            Self::Files(_) => SourceState { name: "files", synced: true, ..SourceState::default() },
+            Self::Kube(source) => source.state(),
+        }
+    }
+}
