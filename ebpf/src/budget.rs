@@ -22,33 +22,36 @@ pub(crate) fn config() -> Option<&'static Config> {
 /// Takes an event's token of the endpoint in slot `index`; false = none left.
 #[inline(always)]
 pub(crate) fn event(index: u32) -> bool {
-    take(index, false) != 0
+    take(index, false)
 }
 
 /// Takes an insert's token of the endpoint in slot `index`; false = none left.
 #[inline(always)]
 pub(crate) fn insert(index: u32) -> bool {
-    take(index, true) != 0
-}
-
-#[inline(never)]
-fn take(index: u32, insert: bool) -> u32 {
-    let Some(config) = config() else { return 0 };
-    let rate = if insert { config.insert_rate } else { config.event_rate };
-    if rate == 0 {
-        return 1;
-    }
-    let Some(state) = tables::state(index) else { return 0 };
-    refill(state, config);
-    let tokens = if insert { &mut state.insert_tokens } else { &mut state.event_tokens };
-    if (*tokens).cast_signed() < TOKEN.cast_signed() {
-        return 0;
-    }
-    add(tokens, TOKEN.wrapping_neg());
-    1
+    take(index, true)
 }
 
 #[inline(always)]
+fn take(index: u32, insert: bool) -> bool {
+    let Some(config) = config() else { return false };
+    let rate = if insert { config.insert_rate } else { config.event_rate };
+    if rate == 0 {
+        return true;
+    }
+    let Some(state) = tables::state(index) else { return false };
+    if state.refilled != crate::kernel::jiffies() {
+        refill(state, config);
+    }
+    let tokens = if insert { &mut state.insert_tokens } else { &mut state.event_tokens };
+    if (*tokens).cast_signed() < TOKEN.cast_signed() {
+        return false;
+    }
+    add(tokens, TOKEN.wrapping_neg());
+    true
+}
+
+/// Once per tick and endpoint.
+#[inline(never)]
 fn refill(state: &mut EndpointState, config: &Config) {
     let now = crate::kernel::jiffies();
     let before = state.refilled;

@@ -3,16 +3,18 @@
 //! Same outcome: one store. Another outcome: one CPU claims the change, ends the flow's record and starts it again
 //! with the same birth; the others obey what they found out themselves.
 
+use core::ptr::NonNull;
+
 use sekisho_core::counters;
-use sekisho_core::layout::{EGRESS, end_reason, flow_flags, mode, reason, verdict};
+use sekisho_core::layout::{EGRESS, Flow, end_reason, flow_flags, mode, reason, verdict};
 use sekisho_core::parse::protocol;
 use sekisho_core::tcp;
 
 use crate::emit::{self, count, stateless};
-use crate::kernel::swap_if;
+use crate::kernel::{swap_if, zero};
 use crate::open::{KEPT, flags, owns};
 use crate::promote::{entered, left};
-use crate::scratch::Scratch;
+use crate::scratch::{self, Scratch};
 use crate::slow::{DROP, PASS};
 use crate::tables::{self, ANY, Entry, table};
 
@@ -35,7 +37,9 @@ pub(crate) fn recall(scratch: &mut Scratch, entry: Entry) {
 
 /// Applies the scratch's verdict to the stale flow in `entry`.
 #[inline(never)]
-pub(crate) fn packet(scratch: &mut Scratch, entry: Entry) -> u32 {
+#[unsafe(export_name = "verdict_changed")]
+pub(crate) extern "C" fn packet(slot: u32, entry: *mut Flow) -> u32 {
+    let (Some(scratch), Some(entry)) = (scratch::at(slot), NonNull::new(entry).map(Entry)) else { return PASS };
     let rule = if scratch.mode == mode::OBSERVE { 0 } else { scratch.judgement.rule };
     let flags = flags(scratch) | (entry.flags & (flow_flags::UNREACHABLE | flow_flags::ADOPTED));
     if scratch.verdict == entry.verdict && scratch.why == entry.reason && rule == entry.rule {
@@ -72,8 +76,7 @@ fn restart(scratch: &mut Scratch) {
     let flow = &mut scratch.flow;
     flow.verdict = scratch.verdict;
     flow.reason = scratch.why;
-    flow.packets = [0; 2];
-    flow.bytes = [0; 2];
+    flow.packets.iter_mut().chain(&mut flow.bytes).for_each(zero);
     if (flow.opened ^ scratch.direction) & 1 == 0 {
         flow.packets[0] = scratch.segments;
         flow.bytes[0] = scratch.bytes;

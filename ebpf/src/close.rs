@@ -4,14 +4,14 @@
 //! grow. User space takes from the same queue when nothing closes.
 
 use sekisho_core::counters;
-use sekisho_core::layout::{Closing, FlowKey4, end_reason};
+use sekisho_core::layout::{Closing, end_reason};
 use sekisho_core::tcp::{self, state};
 
 use crate::budget::config;
 use crate::emit::{self, count};
 use crate::maps::CLOSING;
 use crate::promote::left;
-use crate::scratch::Scratch;
+use crate::scratch::{self, Scratch};
 use crate::tables::{self, table};
 
 /// Burials per close.
@@ -19,14 +19,15 @@ const BURIALS: u32 = 2;
 
 /// The scratch's flow has just closed. The scratch's keys are another flow's afterwards.
 #[inline(never)]
-pub(crate) fn closed(scratch: &mut Scratch, start_ns: u64, after: u32) -> u32 {
-    let Some(config) = config() else { return 0 };
+#[unsafe(export_name = "flow_closed")]
+pub(crate) extern "C" fn closed(slot: u32, start_ns: u64, after: u32) -> u32 {
+    let (Some(config), Some(scratch)) = (config(), scratch::at(slot)) else { return 0 };
     let reason = reason(after as u8);
     let deadline = scratch.jiffies.wrapping_add(config.linger);
     let place = scratch.table;
     emit::closing(scratch, start_ns, deadline, reason, place);
     for _ in 0..BURIALS {
-        if bury(scratch) == 0 {
+        if bury(slot) == 0 {
             break;
         }
     }
@@ -41,7 +42,9 @@ pub(crate) fn reason(after: u8) -> u8 {
 
 /// Takes the first of the queue if its time has come; 0 = none.
 #[inline(never)]
-fn bury(scratch: &mut Scratch) -> u32 {
+#[unsafe(export_name = "bury_flow")]
+extern "C" fn bury(slot: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
     match CLOSING.peek() {
         Ok(Some(first)) if due(&first, scratch.jiffies) => {}
         _ => return 0,
@@ -68,14 +71,11 @@ fn due(item: &Closing, jiffies: u32) -> bool {
 fn remove(scratch: &mut Scratch, item: &Closing) {
     let key = &item.key;
     scratch.key6 = *key;
-    scratch.key4 = FlowKey4 {
-        endpoint: key.endpoint,
-        remote: [key.remote[12], key.remote[13], key.remote[14], key.remote[15]],
-        local_port: key.local_port,
-        remote_port: key.remote_port,
-        protocol: key.protocol,
-        pad: [0; 3],
-    };
+    scratch.key4.endpoint = key.endpoint;
+    scratch.key4.remote = [key.remote[12], key.remote[13], key.remote[14], key.remote[15]];
+    scratch.key4.local_port = key.local_port;
+    scratch.key4.remote_port = key.remote_port;
+    scratch.key4.protocol = key.protocol;
     scratch.packet.family = item.family;
     let place = if item.established != 0 { table::ESTABLISHED } else { table::EMBRYONIC };
     let Some(entry) = tables::find(scratch, place) else { return };

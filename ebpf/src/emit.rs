@@ -1,14 +1,16 @@
 //! What leaves the programs beside verdicts: counters, events, evidence.
 
+use core::ptr::NonNull;
+
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use sekisho_core::counters;
 use sekisho_core::layout::{Closing, Contact, EGRESS, Flow, FlowEvent, contact, endpoint_flags, event};
 
 use crate::budget;
-use crate::kernel::{add, fetch_add, now};
+use crate::kernel::{add, copy16, fetch_add, now};
 use crate::maps::{CLOSING, CONTACTS, COUNTERS, EVENTS};
-use crate::scratch::Scratch;
+use crate::scratch::{self, Scratch};
 use crate::tables::{self, Entry};
 
 /// Adds one to a counter.
@@ -31,7 +33,7 @@ pub(crate) fn clock(scratch: &mut Scratch) -> u64 {
 }
 
 /// Writes an event about `flow`; 1 = it is in the ring.
-#[inline(never)]
+#[inline(always)]
 fn send(scratch: &mut Scratch, flow: *const Flow, kind: u8, end_reason: u8) -> u32 {
     let time_ns = clock(scratch);
     // SAFETY: a helper without arguments.
@@ -51,6 +53,14 @@ fn send(scratch: &mut Scratch, flow: *const Flow, kind: u8, end_reason: u8) -> u
     }
     slot.submit(u64::from(BPF_RB_NO_WAKEUP));
     1
+}
+
+/// As [`send`], where it need not be quick.
+#[inline(never)]
+#[unsafe(export_name = "tell_event")]
+extern "C" fn tell(slot: u32, flow: *mut Flow, kind: u32, end_reason: u32) -> u32 {
+    let (Some(scratch), Some(flow)) = (scratch::at(slot), NonNull::new(flow)) else { return 0 };
+    send(scratch, flow.as_ptr(), kind as u8, end_reason as u8)
 }
 
 /// Tells of the flow that was just judged, `scratch.flow`: exactly one of the ledger's outcomes is counted.
@@ -79,19 +89,21 @@ pub(crate) fn stateless(cause: u32) {
 /// Tells that the flow in `entry` is over.
 #[inline(always)]
 pub(crate) fn end(scratch: &mut Scratch, entry: Entry, reason: u8) {
-    let sent = send(scratch, entry.0.as_ptr(), event::END, reason);
+    let sent = tell(scratch.slot, entry.0.as_ptr(), event::END.into(), reason.into());
     count(if sent != 0 { counters::END_SENT } else { counters::END_LOST });
 }
 
 /// The flow in `entry` was refused by its other side: evidence.
 #[inline(never)]
-pub(crate) fn refused(scratch: &mut Scratch, entry: Entry) -> u32 {
+#[unsafe(export_name = "flow_refused")]
+pub(crate) extern "C" fn refused(slot: u32, entry: *mut Flow) -> u32 {
+    let (Some(scratch), Some(entry)) = (scratch::at(slot), NonNull::new(entry).map(Entry)) else { return 0 };
     let Some(endpoint) = tables::endpoint(scratch.endpoint) else { return 0 };
     scratch.index = endpoint.index;
     if entry.opened == EGRESS && endpoint.flags & endpoint_flags::ONE_WAY == 0 {
-        failed(scratch, contact::REFUSED, entry.remote_instance);
+        failed(slot, contact::REFUSED.into(), entry.remote_instance);
     }
-    if !budget::event(scratch.index) || send(scratch, entry.0.as_ptr(), event::REFUSED, 0) == 0 {
+    if !budget::event(scratch.index) || tell(slot, entry.0.as_ptr(), event::REFUSED.into(), 0) == 0 {
         count(counters::REFUSED_LOST);
     }
     1
@@ -99,7 +111,9 @@ pub(crate) fn refused(scratch: &mut Scratch, entry: Entry) -> u32 {
 
 /// Notes a failed contact of the endpoint in slot `scratch.index`.
 #[inline(never)]
-pub(crate) fn failed(scratch: &mut Scratch, result: u8, remote_instance: u32) -> u32 {
+#[unsafe(export_name = "contact_failed")]
+pub(crate) extern "C" fn failed(slot: u32, result: u32, remote_instance: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
     let time_ns = clock(scratch);
     let Some(state) = tables::state(scratch.index) else { return 0 };
     let slot = (fetch_add(&mut state.contact_head, 1) & 31) as usize;
@@ -107,10 +121,10 @@ pub(crate) fn failed(scratch: &mut Scratch, result: u8, remote_instance: u32) ->
     // SAFETY: `slot` is below 32; array memory lives as long as the map.
     unsafe {
         let place: *mut Contact = (&raw mut (*contacts).slots).cast::<Contact>().add(slot);
-        (*place).remote = scratch.ends.remote;
+        copy16(&mut (*place).remote, &scratch.ends.remote);
         (*place).remote_port = scratch.ends.remote_port;
         (*place).protocol = scratch.ends.protocol;
-        (*place).result = result;
+        (*place).result = result as u8;
         (*place).remote_instance = remote_instance;
         (*place).time_ns = time_ns;
     }

@@ -1,48 +1,42 @@
 //! ICMP errors belong to the flow of the header inside them.
 
 use sekisho_core::layout::{flow_flags, verdict};
-use sekisho_core::parse::{self, Kind, Packet, protocol};
+use sekisho_core::parse::{Kind, protocol};
 use sekisho_core::tcp::state;
 
 use crate::emit;
 use crate::hot::equal;
-use crate::scratch::{Copied, Scratch};
-use crate::slow;
-use crate::tables::table;
+use crate::scratch::{self, Scratch};
+use crate::{read, slow};
+use crate::tables::{self, table};
 
 /// Whether the ICMP error in the scratch belongs to an allowed flow: 1 = yes, and the flow knows of it now.
 #[inline(never)]
-pub(crate) fn belongs(scratch: &mut Scratch) -> u32 {
-    if quoted(scratch) != Kind::Flow as u32 || scratch.inner.family != scratch.packet.family {
+#[unsafe(export_name = "icmp_error")]
+pub(crate) extern "C" fn belongs(slot: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
+    if read::quoted(slot) != Kind::Flow as u32 || scratch.reading.family != scratch.packet.family {
         return 0;
     }
     // Who gets the error sent what it quotes.
-    scratch.ends.set(&scratch.inner, 1 - (scratch.direction & 1));
+    scratch.ends.set(&scratch.reading, 1 - (scratch.direction & 1));
     slow::key(scratch);
-    let Some(entry) = slow::lookup(scratch, scratch.inner.protocol) else { return 0 };
+    let Some(entry) = slow::lookup(scratch, scratch.reading.protocol) else { return 0 };
     if !equal(&entry.local, &scratch.ends.local) || entry.verdict == verdict::DENIED {
         return 0;
     }
     if unreachable(scratch) {
         entry.raw().flags |= flow_flags::UNREACHABLE;
-        let unanswered = if scratch.inner.protocol == protocol::TCP {
+        let unanswered = if scratch.reading.protocol == protocol::TCP {
             entry.state == state::SYN_SENT
         } else {
             entry.state == 0 && scratch.table == table::EMBRYONIC
         };
         if unanswered && entry.side(scratch.direction) == 1 {
-            emit::refused(scratch, entry);
+            emit::refused(slot, tables::pointer(Some(entry)));
         }
     }
     1
-}
-
-/// Reads the quoted header.
-#[inline(never)]
-fn quoted(scratch: &mut Scratch) -> u32 {
-    scratch.inner = Packet::EMPTY;
-    let window = Copied { buffer: &scratch.buffer, cursor: &raw mut scratch.cursor, held: scratch.held as usize, length: scratch.length as usize, large: false };
-    parse::inner(&window, usize::from(scratch.packet.payload), &mut scratch.inner) as u32
 }
 
 /// Destination unreachable, "fragmentation needed" apart, which is no refusal.

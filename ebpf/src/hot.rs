@@ -13,7 +13,7 @@ use crate::emit::count;
 use crate::kernel::{Direct, Skb, jiffies};
 use crate::scratch::{self, Scratch};
 use crate::slow;
-use crate::tables::{Entry, Family, V4, V6, table};
+use crate::tables::{self, Entry, Family, V4, V6, table};
 
 /// What a hook does with a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub(crate) trait Hook {
     /// Memory for the slow path.
     fn scratch() -> Option<&'static mut Scratch>;
     /// Gives it back.
-    fn release(scratch: &mut Scratch);
+    fn release(slot: u32);
 }
 
 /// tc, on the host side of a pod's veth.
@@ -66,7 +66,7 @@ impl Hook for Tc {
     }
 
     #[inline(always)]
-    fn release(_: &mut Scratch) {}
+    fn release(_: u32) {}
 }
 
 impl Hook for Cgroup {
@@ -88,8 +88,8 @@ impl Hook for Cgroup {
     }
 
     #[inline(always)]
-    fn release(scratch: &mut Scratch) {
-        scratch::release(scratch);
+    fn release(slot: u32) {
+        scratch::release(slot);
     }
 }
 
@@ -113,7 +113,8 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
         return Fate::Pass;
     };
     let window = Direct::new(skb);
-    // One way into the slow path: the verifier walks it once per call.
+    let mut found = Found { entry: None, table: 0 };
+    // One way into the slow path.
     let scratch = 'read: {
         match H::version(&window) {
         4 => {
@@ -126,15 +127,15 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
                     let bytes = &entry.local;
                     local == u32::from_ne_bytes([bytes[12], bytes[13], bytes[14], bytes[15]])
                 });
-                if let Some(fate) = known {
-                    return fate;
-                }
+                found = match known {
+                    Ok(fate) => return fate,
+                    Err(found) => found,
+                };
                 let Some(scratch) = H::scratch() else { return Fate::Drop };
-                let packet = &mut scratch.packet;
-                packet.source = parse::mapped(fast.source);
-                packet.destination = parse::mapped(fast.destination);
-                packet.family = 4;
-                simple(packet, &fast);
+                scratch.ends.local = parse::mapped(local.to_ne_bytes());
+                scratch.ends.remote = parse::mapped(remote);
+                scratch.packet.family = 4;
+                simple(scratch, &fast, local_port, remote_port);
                 break 'read scratch;
             }
         }
@@ -144,15 +145,15 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
                 let (local, remote, local_port, remote_port) = sides(&fast, direction);
                 let key = Key6 { remote: words(&remote), endpoint, local_port, remote_port, protocol: u32::from(fast.protocol) };
                 let known = known::<V6>(skb, key.as_key(), &hit, |entry| equal(&entry.local, &local));
-                if let Some(fate) = known {
-                    return fate;
-                }
+                found = match known {
+                    Ok(fate) => return fate,
+                    Err(found) => found,
+                };
                 let Some(scratch) = H::scratch() else { return Fate::Drop };
-                let packet = &mut scratch.packet;
-                packet.source = fast.source;
-                packet.destination = fast.destination;
-                packet.family = 6;
-                simple(packet, &fast);
+                scratch.ends.local = local;
+                scratch.ends.remote = remote;
+                scratch.packet.family = 6;
+                simple(scratch, &fast, local_port, remote_port);
                 break 'read scratch;
             }
         }
@@ -165,8 +166,10 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
     scratch.endpoint = endpoint;
     scratch.direction = direction;
     scratch.link = H::LINK as u8;
-    let fate = slow::packet(skb.0, scratch);
-    H::release(scratch);
+    scratch.table = found.table;
+    let slot = scratch.slot;
+    let fate = slow::packet(skb.0, slot, tables::pointer(found.entry));
+    H::release(slot);
     if fate == 0 { Fate::Pass } else { Fate::Drop }
 }
 
@@ -238,43 +241,60 @@ pub(crate) fn equal(a: &[u8; 16], b: &[u8; 16]) -> bool {
     (a[0] ^ b[0]) | (a[1] ^ b[1]) == 0
 }
 
-/// A packet that changes nothing but counters; `None` = look closer.
+/// What the tables know of a packet that is not settled by it, and where.
+struct Found {
+    entry: Option<Entry>,
+    table: u8,
+}
+
+/// A packet that changes nothing but counters; else what there is to look at closer.
+///
+/// The second look-up follows the first at once: both wait for memory then, together.
 #[inline(always)]
-fn known<F: Family>(skb: Skb, key: &F::Key, hit: &Hit, local: impl Fn(Entry) -> bool) -> Option<Fate> {
+fn known<F: Family>(skb: Skb, key: &F::Key, hit: &Hit, local: impl Fn(Entry) -> bool) -> Result<Fate, Found> {
     let is_tcp = hit.protocol == protocol::TCP;
     if is_tcp {
-        let entry = F::find(key, table::ESTABLISHED)?;
+        let Some(entry) = F::find(key, table::ESTABLISHED) else {
+            return Err(Found { entry: F::find(key, table::EMBRYONIC), table: table::EMBRYONIC });
+        };
         let quiet = hit.flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0 && entry.state == state::ESTABLISHED;
         if !quiet || entry.epoch != hit.epoch || !local(entry) {
-            return None;
+            return Err(Found { entry: Some(entry), table: table::ESTABLISHED });
         }
         let (segments, bytes) = skb.measure(hit.total, hit.headers);
         entry.count(entry.side(hit.direction), segments, bytes, hit.flags, jiffies());
-        return Some(Fate::Pass);
+        return Ok(Fate::Pass);
     }
-    let (entry, answered) = match F::find(key, table::ANSWERED) {
-        Some(entry) => (entry, true),
-        None => (F::find(key, table::EMBRYONIC)?, false),
+    let (entry, table) = if let Some(entry) = F::find(key, table::ANSWERED) {
+        (entry, table::ANSWERED)
+    } else if let Some(entry) = F::find(key, table::EMBRYONIC) {
+        (entry, table::EMBRYONIC)
+    } else {
+        return Err(Found { entry: None, table: table::EMBRYONIC });
     };
     let side = entry.side(hit.direction);
     // The first reply promotes.
-    if entry.epoch != hit.epoch || !local(entry) || (side == 1 && !answered) {
-        return None;
+    if entry.epoch != hit.epoch || !local(entry) || (side == 1 && table != table::ANSWERED) {
+        return Err(Found { entry: Some(entry), table });
     }
     let (segments, bytes) = skb.measure(hit.total, hit.headers);
     entry.count(side, segments, bytes, 0, jiffies());
     if entry.verdict == verdict::DENIED {
         count(counters::DROPPED);
-        return Some(Fate::Drop);
+        return Ok(Fate::Drop);
     }
-    Some(Fate::Pass)
+    Ok(Fate::Pass)
 }
 
-/// The part of a simple packet's headers that both families share.
+/// The part of a simple packet that both families share. What only a careful reader finds out is not there, and
+/// nobody asks for its addresses: its ends are known.
 #[inline(always)]
-fn simple<const N: usize>(packet: &mut parse::Packet, fast: &Fast<N>) {
-    packet.source_port = fast.source_port;
-    packet.destination_port = fast.destination_port;
+fn simple<const N: usize>(scratch: &mut Scratch, fast: &Fast<N>, local_port: u16, remote_port: u16) {
+    let ends = &mut scratch.ends;
+    ends.local_port = local_port;
+    ends.remote_port = remote_port;
+    ends.protocol = fast.protocol;
+    let packet = &mut scratch.packet;
     packet.protocol = fast.protocol;
     packet.tcp_flags = fast.tcp_flags;
     packet.total = fast.total;

@@ -50,6 +50,25 @@ pub(crate) fn swap(number: &mut u32, new: u32) -> u32 {
     found
 }
 
+/// Writes zero, by itself: of several in a row the compiler would make a call that goes byte by byte.
+#[inline(always)]
+pub(crate) fn zero<T: Default>(number: &mut T) {
+    // SAFETY: a reference is valid for writes.
+    unsafe { core::ptr::from_mut(number).write_volatile(T::default()) };
+}
+
+/// Copies an address in two words, where the compiler would make a call that goes byte by byte.
+#[inline(always)]
+pub(crate) fn copy16(to: &mut [u8; 16], from: &[u8; 16]) {
+    let from = core::ptr::from_ref(from).cast::<u64>();
+    let to = core::ptr::from_mut(to).cast::<u64>();
+    // SAFETY: 16 bytes each.
+    unsafe {
+        to.write_unaligned(from.read_unaligned());
+        to.add(1).write_unaligned(from.add(1).read_unaligned());
+    }
+}
+
 /// The low half of the kernel's tick counter.
 #[inline(always)]
 pub(crate) fn jiffies() -> u32 {
@@ -96,8 +115,22 @@ impl Skb {
     /// The socket's cookie; 0 = no socket.
     #[inline(always)]
     pub(crate) fn cookie(self) -> u64 {
+        if !self.has_socket() {
+            return 0;
+        }
         // SAFETY: the context is valid.
         unsafe { bpf_get_socket_cookie(self.0.cast()) }
+    }
+
+    /// Whether a socket of this node is behind the packet.
+    #[inline(always)]
+    pub(crate) fn has_socket(self) -> bool {
+        const SK: usize = core::mem::offset_of!(__sk_buff, __bindgen_anon_2);
+        let socket: u64;
+        // By hand, or the compiler would read no more than it needs; the verifier wants the whole pointer.
+        // SAFETY: a load from the context, which is valid.
+        unsafe { asm!("{0} = *(u64 *)({1} + {2})", out(reg) socket, in(reg) self.0, const SK, options(pure, readonly, nostack)) };
+        socket != 0
     }
 
     /// Copies `count` bytes from the start of data; `count` must be provably 1 to the buffer's size.

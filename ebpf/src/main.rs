@@ -17,6 +17,7 @@ mod open;
 mod own_node;
 mod process;
 mod promote;
+mod read;
 mod scratch;
 mod slow;
 mod tables;

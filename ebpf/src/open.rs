@@ -1,9 +1,11 @@
 //! A packet without a flow: who is it, may it pass, and what is to be remembered.
 
+use core::ptr::NonNull;
+
 use aya_ebpf::bindings::__sk_buff;
 use sekisho_core::counters;
 use sekisho_core::layout::{
-    EGRESS, Endpoint, INGRESS, UNKNOWN, contact, end_reason, endpoint_flags, flow_flags, mode, reason, verdict,
+    EGRESS, Endpoint, Flow, INGRESS, UNKNOWN, contact, end_reason, endpoint_flags, flow_flags, mode, reason, verdict,
 };
 use sekisho_core::parse::{Window, fragment, link_local, protocol};
 use sekisho_core::tcp::{self, First, state};
@@ -13,10 +15,10 @@ use crate::budget::{self, config};
 use crate::{change, close, own_node};
 use crate::emit::{self, count, stateless};
 use crate::hot::equal;
-use crate::kernel::{Direct, Skb, add};
+use crate::kernel::{Direct, Skb, add, zero};
 use crate::promote::left;
-use crate::scratch::{Scratch, task};
-use crate::slow::{DROP, PASS, clear, is_tcp, one_way};
+use crate::scratch::{self, Scratch, task};
+use crate::slow::{DROP, PASS, is_tcp, one_way};
 use crate::tables::{self, ANY, Entry, Maps, NOEXIST, table};
 
 /// The packet's fate is up to the flow that is now in its table.
@@ -27,7 +29,10 @@ const EEXIST: i32 = -17;
 
 /// Judges the packet and does the scratch's task; `found` is the entry under its key.
 #[inline(never)]
-pub(crate) fn packet(ctx: *mut __sk_buff, scratch: &mut Scratch, found: Option<Entry>) -> u32 {
+#[unsafe(export_name = "open_flow")]
+pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return PASS };
+    let found = NonNull::new(found).map(Entry);
     if admit(ctx, scratch) == PASS {
         return PASS;
     }
@@ -41,7 +46,7 @@ pub(crate) fn packet(ctx: *mut __sk_buff, scratch: &mut Scratch, found: Option<E
     }
     outcome(scratch, allowed);
     if scratch.task == task::AGAIN {
-        return found.map_or(PASS, |entry| change::packet(scratch, entry));
+        return change::packet(slot, tables::pointer(found));
     }
     if scratch.state == state::RESET {
         return lone_reset(scratch);
@@ -62,7 +67,7 @@ fn lone_reset(scratch: &Scratch) -> u32 {
 }
 
 /// Puts the scratch's flow where the task wants it.
-#[inline(never)]
+#[inline(always)]
 fn keep(scratch: &mut Scratch, found: Option<Entry>) -> u32 {
     let mut flags = NOEXIST;
     if let Some(entry) = found {
@@ -133,7 +138,7 @@ fn evidence(scratch: &mut Scratch) {
     let flow = &scratch.flow;
     if flow.verdict == verdict::DENIED && flow.opened == EGRESS && matches!(flow.reason, reason::DEFAULT_DENY | reason::POLICY) {
         let instance = flow.remote_instance;
-        emit::failed(scratch, contact::DENIED, instance);
+        emit::failed(scratch.slot, contact::DENIED.into(), instance);
     }
 }
 
@@ -151,8 +156,8 @@ fn dispose(scratch: &Scratch) -> u32 {
 }
 
 /// Fetches the endpoint and checks who speaks. [`PASS`] = the packet is no business of ours.
-#[inline(never)]
-pub(crate) fn admit(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+#[inline(always)]
+fn admit(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     let Some(endpoint) = tables::endpoint(scratch.endpoint) else {
         count(counters::NO_ENDPOINT);
         return PASS;
@@ -176,12 +181,11 @@ pub(crate) fn admit(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     }
     if scratch.direction == INGRESS {
         // A pod's own packet that came back. Anyone may forge that source: believe only a socket.
-        let own = owns(endpoint, &ends.remote) && Skb(ctx).cookie() != 0;
-        if own {
+        if Skb(ctx).has_socket() && owns(endpoint, &ends.remote) {
             return PASS;
         }
         if scratch.link == 0 && endpoint.node_netns != 0 && isolated(endpoint.flags, INGRESS) {
-            scratch.own_node = own_node::connected(ctx, scratch, u32::from(endpoint.node_netns - 1)) as u8;
+            scratch.own_node = own_node::connected(ctx, scratch.slot, u32::from(endpoint.node_netns - 1)) as u8;
         }
         return ADMITTED;
     }
@@ -208,15 +212,23 @@ fn foreign_mac(ctx: *mut __sk_buff, scratch: &Scratch, endpoint: &Endpoint) -> b
 #[inline(always)]
 pub(crate) fn owns(endpoint: &Endpoint, address: &[u8; 16]) -> bool {
     let count = endpoint.address_count;
-    for (index, own) in endpoint.addresses.iter().enumerate() {
+    let [first, second, ..] = &endpoint.addresses;
+    // Most pods have one or two; the rest out of line.
+    (count > 0 && equal(first, address)) || (count > 1 && equal(second, address)) || (count > 2 && owns_further(endpoint, address) != 0)
+}
+
+#[inline(never)]
+fn owns_further(endpoint: &Endpoint, address: &[u8; 16]) -> u32 {
+    let count = endpoint.address_count;
+    for (index, own) in endpoint.addresses.iter().enumerate().skip(2) {
         if index as u8 >= count {
             break;
         }
         if equal(own, address) {
-            return true;
+            return 1;
         }
     }
-    false
+    0
 }
 
 /// 127.0.0.0/8 and ::1.
@@ -273,7 +285,7 @@ fn answer_alone(scratch: &mut Scratch) {
 }
 
 /// Asks the tables about the scratch's flow; 1 = allowed.
-#[inline(never)]
+#[inline(always)]
 fn ask(scratch: &mut Scratch) -> u32 {
     if !matches!(scratch.cause, 0 | reason::SPOOFED_SOURCE) {
         let held = isolated(scratch.endpoint_flags, scratch.direction);
@@ -294,8 +306,8 @@ fn ask(scratch: &mut Scratch) -> u32 {
     u32::from(scratch.judgement.allowed)
 }
 
-#[inline(never)]
-fn one(scratch: &mut Scratch, direction: u8) -> u32 {
+#[inline(always)]
+fn one(scratch: &mut Scratch, direction: u8) {
     let port = if direction == EGRESS { scratch.ends.remote_port } else { scratch.ends.local_port };
     let question = Question {
         set: scratch.set,
@@ -312,7 +324,6 @@ fn one(scratch: &mut Scratch, direction: u8) -> u32 {
     scratch.judgement.remote_instance = answer.remote_instance;
     scratch.judgement.allowed = answer.allowed;
     scratch.judgement.flags = answer.flags;
-    0
 }
 
 /// Verdict and reason of what the tables said, in the present mode.
@@ -347,16 +358,12 @@ fn build(ctx: *mut __sk_buff, scratch: &mut Scratch) {
     let flags = flags(scratch) | adopted;
     let observed = scratch.mode == mode::OBSERVE;
     let flow = &mut scratch.flow;
-    clear(flow);
-    if (opened ^ scratch.direction) & 1 == 0 {
-        flow.packets[0] = scratch.segments;
-        flow.bytes[0] = scratch.bytes;
-        flow.tcp_flags[0] = scratch.packet.tcp_flags;
-    } else {
-        flow.packets[1] = scratch.segments;
-        flow.bytes[1] = scratch.bytes;
-        flow.tcp_flags[1] = scratch.packet.tcp_flags;
-    }
+    // Every field is written.
+    let forward = (opened ^ scratch.direction) & 1 == 0;
+    let (segments, bytes, seen) = (scratch.segments, scratch.bytes, scratch.packet.tcp_flags);
+    flow.packets = if forward { [segments, 0] } else { [0, segments] };
+    flow.bytes = if forward { [bytes, 0] } else { [0, bytes] };
+    flow.tcp_flags = if forward { [seen, 0] } else { [0, seen] };
     flow.epoch = scratch.epoch;
     flow.last = scratch.jiffies;
     flow.local = scratch.ends.local;
@@ -375,6 +382,10 @@ fn build(ctx: *mut __sk_buff, scratch: &mut Scratch) {
     flow.class = scratch.judgement.class;
     flow.rule = if observed { 0 } else { scratch.judgement.rule };
     flow.icmp = scratch.packet.icmp;
+    flow.mac.as_chunks_mut::<2>().0.iter_mut().for_each(zero);
+    zero(&mut flow.rtt_us);
+    zero(&mut flow.claim);
+    zero(&mut flow.pad);
     if scratch.why == reason::SPOOFED_SOURCE {
         count(counters::SPOOFED);
         if scratch.link != 0

@@ -9,7 +9,7 @@ use sekisho_core::layout::{AddressEntry, address_flags};
 use sekisho_core::parse::protocol;
 
 use crate::maps::ADDRESSES;
-use crate::scratch::Scratch;
+use crate::scratch::{self, Scratch};
 
 /// `bpf_sock_tuple` of IPv4 and of IPv6: addresses, then ports.
 const TUPLE4: u32 = 12;
@@ -18,7 +18,9 @@ const TUPLE6: u32 = 36;
 /// Whether a socket in the node's namespace `netns`, as the pod's calls it, is connected to what the packet in the
 /// scratch came for; 1 = yes. Listening and unconnected sockets do not count: a masqueraded stranger may choose its port.
 #[inline(never)]
-pub(crate) fn connected(ctx: *mut __sk_buff, scratch: &mut Scratch, netns: u32) -> u32 {
+#[unsafe(export_name = "own_node_connected")]
+pub(crate) extern "C" fn connected(ctx: *mut __sk_buff, slot: u32, netns: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
     // SAFETY: read at once; user space replaces entries whole.
     let known: Option<&AddressEntry> = unsafe { ADDRESSES.get(&scratch.ends.remote) };
     if known.is_none_or(|entry| entry.flags & address_flags::NODE == 0) {

@@ -1,16 +1,22 @@
 //! Both sides talk: the flow moves from `embryonic` to the table that no flood can evict it from.
 
+use core::ptr::NonNull;
+
 use sekisho_core::counters;
+use sekisho_core::layout::Flow;
 
 use crate::emit::count;
 use crate::kernel::add;
 use crate::maps::ENDPOINT_SWEPT;
-use crate::scratch::Scratch;
+use crate::scratch::{self, Scratch};
 use crate::tables::{self, Entry, NOEXIST, table};
 
 /// Moves the scratch's flow to `target`. Where that fails it stays evictable, and is counted.
 #[inline(never)]
-pub(crate) fn promote(scratch: &mut Scratch, entry: Entry, target: u8) -> u32 {
+#[unsafe(export_name = "promote_flow")]
+pub(crate) extern "C" fn promote(slot: u32, entry: *mut Flow, target: u32) -> u32 {
+    let (Some(scratch), Some(entry)) = (scratch::at(slot), NonNull::new(entry).map(Entry)) else { return 0 };
+    let target = target as u8;
     let Some(endpoint) = tables::endpoint(scratch.endpoint) else { return 0 };
     scratch.index = endpoint.index;
     let cap = if target == table::ESTABLISHED { endpoint.established_cap } else { endpoint.answered_cap };

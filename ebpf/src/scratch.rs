@@ -38,6 +38,8 @@ pub(crate) mod task {
 pub(crate) struct Scratch {
     /// 1 = claimed.
     pub(crate) busy: u32,
+    /// Which slot this is.
+    pub(crate) slot: u32,
     /// Endpoint number, as in keys.
     pub(crate) endpoint: u32,
     /// Policy epoch, read once.
@@ -106,8 +108,8 @@ pub(crate) struct Scratch {
     pub(crate) key6: FlowKey6,
     /// Headers.
     pub(crate) packet: Packet,
-    /// Headers inside an ICMP error.
-    pub(crate) inner: Packet,
+    /// Headers that are being read; those inside an ICMP error.
+    pub(crate) reading: Packet,
     /// A flow about to be inserted.
     pub(crate) flow: Flow,
     /// Where the careful reader reads.
@@ -122,8 +124,15 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(SLOTS, 0);
 /// The slot of tc programs.
 #[inline(always)]
 pub(crate) fn of_tc() -> Option<&'static mut Scratch> {
-    // SAFETY: nothing else on this CPU uses slot 0 until the program ends.
-    SCRATCH.get_ptr_mut(0).map(|p| unsafe { &mut *p })
+    at(0)
+}
+
+/// The scratch in `slot`, which the caller's packet owns. Functions that the verifier walks by themselves are given
+/// the slot's number: it knows nothing of pointers that come from outside.
+#[inline(always)]
+pub(crate) fn at(slot: u32) -> Option<&'static mut Scratch> {
+    // SAFETY: nothing else on this CPU uses the slot until it is given back; slot 0 until the program ends.
+    SCRATCH.get_ptr_mut(slot).map(|p| unsafe { &mut *p })
 }
 
 /// A free slot for a control group program; to be given back by [`release`].
@@ -133,6 +142,7 @@ pub(crate) fn claim() -> Option<&'static mut Scratch> {
         // SAFETY: used only after the claim below succeeded, by whoever claimed.
         let scratch = SCRATCH.get_ptr_mut(slot).map(|p| unsafe { &mut *p })?;
         if swap(&mut scratch.busy, 1) == 0 {
+            scratch.slot = slot;
             return Some(scratch);
         }
     }
@@ -141,8 +151,10 @@ pub(crate) fn claim() -> Option<&'static mut Scratch> {
 
 /// Gives a claimed slot back.
 #[inline(always)]
-pub(crate) fn release(scratch: &mut Scratch) {
-    swap(&mut scratch.busy, 0);
+pub(crate) fn release(slot: u32) {
+    if let Some(scratch) = at(slot) {
+        swap(&mut scratch.busy, 0);
+    }
 }
 
 /// The bytes in [`Scratch::buffer`].

@@ -1,9 +1,11 @@
 //! Every packet that is more than one look-up: first of its flow, changing a state, of an odd shape.
 
+use core::ptr::NonNull;
+
 use aya_ebpf::bindings::__sk_buff;
 use sekisho_core::counters;
 use sekisho_core::layout::{EGRESS, Flow, FragmentPorts, INGRESS, UNKNOWN, reason, verdict};
-use sekisho_core::parse::{self, Kind, Packet, fragment, protocol};
+use sekisho_core::parse::{self, Kind, fragment, protocol};
 use sekisho_core::tcp::{self, state};
 
 use crate::budget::config;
@@ -12,19 +14,24 @@ use crate::hot::equal;
 use crate::kernel::{Skb, add, jiffies};
 use crate::maps::FRAGMENTS;
 use crate::promote::promote;
-use crate::scratch::{Copied, LOOK, Scratch, task};
+use crate::scratch::{self, Scratch, task};
 use crate::tables::{self, ANY, Entry, table};
-use crate::{close, error, open};
+use crate::{close, error, open, read};
 
 /// Let it pass.
 pub(crate) const PASS: u32 = 0;
 /// Drop it.
 pub(crate) const DROP: u32 = 1;
 
-/// Judges a packet; its headers are in the scratch already where `packet.family` is not 0.
+/// Judges a packet. Where `packet.family` is not 0 its headers are in the scratch already, and `found` is what the
+/// tables know of it.
+///
+/// This and its like are global functions: the verifier walks each once, whoever calls it, and knows of their
+/// arguments only what they check.
 #[inline(never)]
-pub(crate) fn packet(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
-    let Some(config) = config() else { return PASS };
+#[unsafe(export_name = "slow_packet")]
+pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow) -> u32 {
+    let (Some(config), Some(scratch)) = (config(), scratch::at(slot)) else { return PASS };
     let skb = Skb(ctx);
     scratch.epoch = config.epoch;
     scratch.mode = config.mode;
@@ -34,8 +41,26 @@ pub(crate) fn packet(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     scratch.length = skb.len();
     scratch.large = u8::from(skb.gso_size() != 0);
     // Made here and by a socket: forwarded packets came in somewhere, whatever socket they carry.
-    scratch.own_node = u8::from(scratch.direction == INGRESS && skb.ingress_ifindex() == 0 && skb.cookie() != 0);
-    let kind = if scratch.packet.family == 0 { read(ctx, scratch) } else { Kind::Flow as u32 };
+    scratch.own_node = u8::from(scratch.direction == INGRESS && skb.ingress_ifindex() == 0 && skb.has_socket());
+    (scratch.segments, scratch.bytes) = skb.measure(scratch.packet.total, u32::from(scratch.packet.headers));
+    let found = if scratch.packet.family == 0 {
+        if odd(ctx, slot) == PASS {
+            return PASS;
+        }
+        lookup(scratch, scratch.packet.protocol)
+    } else {
+        key(scratch);
+        NonNull::new(found).map(Entry)
+    };
+    flow(ctx, slot, found)
+}
+
+/// Reads a packet of another shape than the common ones. [`PASS`] = no policy may stop it, or its flow let it pass.
+#[inline(never)]
+#[unsafe(export_name = "odd_packet")]
+extern "C" fn odd(ctx: *mut __sk_buff, slot: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return PASS };
+    let kind = read::packet(ctx, slot);
     if kind == Kind::Exempt as u32 {
         count(counters::EXEMPT);
         return PASS;
@@ -51,10 +76,10 @@ pub(crate) fn packet(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
         count(counters::UNSUPPORTED);
         nameless(scratch, reason::UNSUPPORTED);
     }
-    (scratch.segments, scratch.bytes) = skb.measure(scratch.packet.total, u32::from(scratch.packet.headers));
+    (scratch.segments, scratch.bytes) = Skb(ctx).measure(scratch.packet.total, u32::from(scratch.packet.headers));
     name(scratch);
     if kind == Kind::IcmpError as u32 {
-        if error::belongs(scratch) != 0 {
+        if error::belongs(slot) != 0 {
             return PASS;
         }
         name(scratch);
@@ -63,34 +88,7 @@ pub(crate) fn packet(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     if scratch.packet.fragment != fragment::WHOLE && scratch.cause == 0 {
         piece(scratch);
     }
-    flow(ctx, scratch)
-}
-
-/// Reads the headers from a copy, which always holds what linear data may not.
-#[inline(never)]
-fn read(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
-    scratch.packet = Packet::EMPTY;
-    let mut held = scratch.length;
-    if held > LOOK as u32 {
-        held = LOOK as u32;
-    }
-    if held == 0 {
-        return Kind::Malformed as u32;
-    }
-    scratch.held = held;
-    // The same number, proven anew: older verifiers lose the link between a value and its copies.
-    // SAFETY: the scratch's own field.
-    let count = ((unsafe { (&raw const scratch.held).read_volatile() }.wrapping_sub(1)) & 0xff) + 1;
-    if !Skb(ctx).copy(scratch.buffer.as_mut_ptr(), count) {
-        return Kind::Malformed as u32;
-    }
-    let window = Copied { buffer: &scratch.buffer, cursor: &raw mut scratch.cursor, held: held as usize, length: scratch.length as usize, large: scratch.large != 0 };
-    let kind = if scratch.link != 0 {
-        parse::frame(&window, &mut scratch.packet)
-    } else {
-        parse::network(&window, 0, &mut scratch.packet)
-    };
-    kind as u32
+    DROP
 }
 
 /// A packet whose headers ended in trouble: what follows the addresses does not count.
@@ -130,8 +128,8 @@ pub(crate) fn key(scratch: &mut Scratch) {
 }
 
 /// Fragments: the first one tells the ports, later ones ask for them.
-#[inline(never)]
-fn piece(scratch: &mut Scratch) -> u32 {
+#[inline(always)]
+fn piece(scratch: &mut Scratch) {
     let name = &mut scratch.fragment;
     name.endpoint = scratch.endpoint;
     name.id = scratch.packet.fragment_id;
@@ -142,7 +140,7 @@ fn piece(scratch: &mut Scratch) -> u32 {
         let ports = FragmentPorts { local_port: scratch.ends.local_port, remote_port: scratch.ends.remote_port };
         // Without room the later pieces are orphans, which are counted.
         let _ = FRAGMENTS.insert(name, &ports, ANY);
-        return 0;
+        return;
     }
     // SAFETY: read at once.
     match unsafe { FRAGMENTS.get(name) } {
@@ -156,7 +154,6 @@ fn piece(scratch: &mut Scratch) -> u32 {
             scratch.cause = reason::FRAGMENT;
         }
     }
-    0
 }
 
 /// Whether the packet shows TCP flags.
@@ -167,13 +164,12 @@ pub(crate) fn is_tcp(scratch: &Scratch) -> bool {
 
 /// Finds the packet's flow and obeys it, or has it judged.
 #[inline(always)]
-fn flow(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+fn flow(ctx: *mut __sk_buff, slot: u32, mut found: Option<Entry>) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return PASS };
     scratch.counted = 0;
-    let mut found = lookup(scratch, scratch.packet.protocol);
     scratch.task = triage(scratch, found);
     if scratch.task != task::NONE {
-        // One call for all of them: the verifier walks each anew.
-        let fate = open::packet(ctx, scratch, found);
+        let fate = open::packet(ctx, slot, tables::pointer(found));
         if fate != open::KEPT {
             return fate;
         }
@@ -189,7 +185,7 @@ fn flow(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
         count(counters::DROPPED);
         return DROP;
     }
-    advance(scratch, entry, side as u32)
+    advance(scratch, entry, side == 1)
 }
 
 /// Whether the entry settles the packet's fate.
@@ -230,17 +226,17 @@ pub(crate) fn lookup(scratch: &mut Scratch, number: u8) -> Option<Entry> {
 }
 
 /// What an allowed packet, already counted, does to its flow's state. Always [`PASS`].
-#[inline(never)]
-pub(crate) fn advance(scratch: &mut Scratch, entry: Entry, side: u32) -> u32 {
+#[inline(always)]
+fn advance(scratch: &mut Scratch, entry: Entry, reply: bool) -> u32 {
     if scratch.cause != 0 {
         return PASS;
     }
     if is_tcp(scratch) {
-        return step(scratch, entry, side == 1);
+        return step(scratch, entry, reply);
     }
-    if side == 1 && scratch.table == table::EMBRYONIC && scratch.packet.protocol != protocol::TCP {
+    if reply && scratch.table == table::EMBRYONIC && scratch.packet.protocol != protocol::TCP {
         entry.raw().state = 1;
-        promote(scratch, entry, table::ANSWERED);
+        promote(scratch.slot, tables::pointer(Some(entry)), table::ANSWERED.into());
     }
     PASS
 }
@@ -264,13 +260,13 @@ fn step(scratch: &mut Scratch, entry: Entry, reply: bool) -> u32 {
     }
     entry.raw().state = after;
     if after == state::RESET && reply && matches!(before, state::SYN_SENT | state::PROBE) {
-        emit::refused(scratch, entry);
+        emit::refused(scratch.slot, tables::pointer(Some(entry)));
     }
     if tcp::promotes(before, after, reply) && scratch.table == table::EMBRYONIC {
-        promote(scratch, entry, table::ESTABLISHED);
+        promote(scratch.slot, tables::pointer(Some(entry)), table::ESTABLISHED.into());
     }
     if tcp::closed(after) {
-        close::closed(scratch, start_ns, u32::from(after));
+        close::closed(scratch.slot, start_ns, after.into());
     }
     PASS
 }
@@ -283,11 +279,4 @@ pub(crate) fn one_way(scratch: &mut Scratch) {
     {
         add(&mut state.one_way, 1);
     }
-}
-
-/// All bytes zero, word by word.
-#[inline(always)]
-pub(crate) fn clear(flow: &mut Flow) {
-    // SAFETY: `Flow` is 128 bytes, aligned to 8, and zero is a value of it.
-    unsafe { core::ptr::from_mut(flow).cast::<[u64; 16]>().write([0; 16]) };
 }

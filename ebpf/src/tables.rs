@@ -148,14 +148,20 @@ impl Entry {
     }
 }
 
+/// The flow's address, for functions that the verifier walks by themselves; null = none.
+#[inline(always)]
+pub(crate) fn pointer(entry: Option<Entry>) -> *mut Flow {
+    entry.map_or(core::ptr::null_mut(), |entry| entry.0.as_ptr())
+}
+
 /// Looks the scratch's key up in `table`.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn find(scratch: &mut Scratch, table: u8) -> Option<Entry> {
     if scratch.packet.family == 6 { V6::find(&scratch.key6, table) } else { V4::find(&scratch.key4, table) }
 }
 
 /// Writes the scratch's flow under its key; the kernel's error number, 0 = done.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn write(scratch: &mut Scratch, table: u8, flags: u64) -> i32 {
     if scratch.packet.family == 6 {
         V6::write(&scratch.key6, table, &scratch.flow, flags)
@@ -165,7 +171,7 @@ pub(crate) fn write(scratch: &mut Scratch, table: u8, flags: u64) -> i32 {
 }
 
 /// Removes the scratch's key from `table`; 1 = it was there.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn remove(scratch: &mut Scratch, table: u8) -> u32 {
     let done = if scratch.packet.family == 6 { V6::remove(&scratch.key6, table) } else { V4::remove(&scratch.key4, table) };
     u32::from(done)

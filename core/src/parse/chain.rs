@@ -10,7 +10,7 @@ const OPTIONS: usize = 40;
 /// Reads IPv4 or IPv6 at `at` and returns the offset of the transport header. `truncated`: the packet is
 /// the quote in an ICMP error, so its length is not that of the bytes at hand.
 #[inline(always)]
-pub(super) fn walk<W: Window>(window: &W, at: usize, packet: &mut Packet, truncated: bool) -> Result<usize, Kind> {
+pub fn walk<W: Window>(window: &W, at: usize, packet: &mut Packet, truncated: bool) -> Result<usize, Kind> {
     let Some([first]) = window.get::<1>(at) else { return Err(short(window, at, 1)) };
     match first >> 4 {
         4 => walk4(window, at, packet, truncated),

@@ -2,7 +2,7 @@
 //!
 //! Two ways in. [`fast4`] and [`fast6`] know the one shape that nearly all packets have (no options, no
 //! extensions, no fragments, TCP or UDP) at constant offsets. [`frame`] and [`network`] read everything
-//! else: VLAN tags, IPv4 options, IPv6 extension chains, fragments, ICMP and the header inside an ICMP
+//! else in steps ([`link`], [`walk`], [`transport()`]): VLAN tags, IPv4 options, IPv6 extension chains, fragments, ICMP and the header inside an ICMP
 //! error ([`inner`]).
 //!
 //! Nouns: a *window* is where bytes come from: packet pointers in the kernel, slices elsewhere. *Exempt* is
@@ -12,8 +12,11 @@
 
 mod chain;
 mod exempt;
-pub use exempt::link_local;
 mod transport;
+
+pub use chain::walk;
+pub use exempt::link_local;
+pub use transport::{identify, read as transport};
 
 #[cfg(test)]
 mod tests;
@@ -165,7 +168,8 @@ impl Packet {
 /// An IPv4 address as this crate keeps it.
 #[inline(always)]
 pub const fn mapped(v4: [u8; 4]) -> Address {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+    // In words: of bytes the kernel programs would make a loop.
+    zerocopy::transmute!([0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes(v4)])
 }
 
 /// The common shape of a packet of family `N` (4 or 16 address bytes).
@@ -301,32 +305,37 @@ pub(crate) fn is_mapped(address: &Address) -> bool {
 /// VLAN tags that may stand before the IP header.
 const TAGS: usize = 2;
 
+/// Where in an Ethernet frame the IP header begins.
+#[inline(always)]
+pub fn link<W: Window>(window: &W) -> Result<usize, Kind> {
+    let mut at = 12;
+    for _ in 0..=TAGS {
+        let Some(number) = window.get::<2>(at) else { return Err(Kind::Malformed) };
+        at += 2;
+        match u16::from_be_bytes(number) {
+            0x0800 | 0x86dd => return Ok(at),
+            0x0806 => return Err(Kind::Exempt),
+            0x8100 | 0x88a8 | 0x9100 => at += 2,
+            _ => return Err(Kind::NonIp),
+        }
+    }
+    Err(Kind::Unsupported)
+}
+
 /// Reads an Ethernet frame.
 #[inline(always)]
 pub fn frame<W: Window>(window: &W, packet: &mut Packet) -> Kind {
-    let mut at = 12;
-    let mut found = false;
-    for _ in 0..=TAGS {
-        let Some(number) = window.get::<2>(at) else { return Kind::Malformed };
-        at += 2;
-        match u16::from_be_bytes(number) {
-            0x0800 | 0x86dd => {
-                found = true;
-                break;
-            }
-            0x0806 => return Kind::Exempt,
-            0x8100 | 0x88a8 | 0x9100 => at += 2,
-            _ => return Kind::NonIp,
-        }
+    match link(window) {
+        Ok(at) => network(window, at, packet),
+        Err(kind) => kind,
     }
-    if found { network(window, window.forget(at), packet) } else { Kind::Unsupported }
 }
 
 /// Reads an IP packet that begins at `at`. What could be read before trouble is in `packet`.
 #[inline(always)]
 pub fn network<W: Window>(window: &W, at: usize, packet: &mut Packet) -> Kind {
-    match chain::walk(window, at, packet, false) {
-        Ok(end) => transport::read(window, at, window.forget(end), packet),
+    match walk(window, at, packet, false) {
+        Ok(end) => transport(window, at, end, packet),
         Err(kind) => kind,
     }
 }
@@ -334,8 +343,8 @@ pub fn network<W: Window>(window: &W, at: usize, packet: &mut Packet) -> Kind {
 /// Reads the IP packet inside an ICMP error as far as it identifies a flow: it is cut off behind 8 bytes of transport.
 #[inline(always)]
 pub fn inner<W: Window>(window: &W, at: usize, packet: &mut Packet) -> Kind {
-    match chain::walk(window, at, packet, true) {
-        Ok(end) => transport::identify(window, window.forget(end), packet),
+    match walk(window, at, packet, true) {
+        Ok(end) => identify(window, end, packet),
         Err(kind) => kind,
     }
 }

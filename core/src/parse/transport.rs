@@ -5,7 +5,7 @@ use super::{Kind, Packet, Window, echo, fragment, protocol, short};
 
 /// Reads the transport header at `at` of the packet whose IP header is at `network`.
 #[inline(always)]
-pub(super) fn read<W: Window>(window: &W, network: usize, at: usize, packet: &mut Packet) -> Kind {
+pub fn read<W: Window>(window: &W, network: usize, at: usize, packet: &mut Packet) -> Kind {
     let before = at.wrapping_sub(network);
     if before > packet.total as usize {
         return Kind::Malformed;
@@ -53,7 +53,7 @@ pub(super) fn read<W: Window>(window: &W, network: usize, at: usize, packet: &mu
 
 /// Reads what names the flow of a quoted packet.
 #[inline(always)]
-pub(super) fn identify<W: Window>(window: &W, at: usize, packet: &mut Packet) -> Kind {
+pub fn identify<W: Window>(window: &W, at: usize, packet: &mut Packet) -> Kind {
     if packet.fragment == fragment::LATER {
         return Kind::Unsupported;
     }
