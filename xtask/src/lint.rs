@@ -1,10 +1,11 @@
-//! `cargo xtask lint`: formatting, clippy, and the rules of the house that no other tool knows.
+//! `cargo xtask lint`: formatting, clippy, whether what is generated is current, and the rules of the house that no other tool knows.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::generate;
 use crate::workspace::{cargo, root, say, step};
 
 /// Longer files hold more than one idea.
@@ -16,6 +17,7 @@ pub(crate) fn run() -> Result<()> {
     step("formatting", cargo().args(["fmt", "--all", "--check"]))?;
     step("formatting of the kernel programs", cargo().args(["fmt", "--check", "--manifest-path", "ebpf/Cargo.toml"]))?;
     step("clippy", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    generate::check()?;
     say("rules of the house");
     let mut found = Vec::new();
     for file in sources()? {

@@ -4,6 +4,7 @@ mod bench;
 mod build_ebpf;
 mod cluster;
 mod demo;
+mod generate;
 mod image;
 mod kernel;
 mod lint;
@@ -50,6 +51,8 @@ enum Command {
         /// Only tests whose name contains this
         filter: Option<String>,
     },
+    /// Write the files that are made from others
+    Gen,
     /// Formatting, clippy, and the rules of the house
     Lint,
     /// A real Kubernetes cluster on this machine, for tests
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Some(Command::Demo { keep, .. }) => demo::run(keep),
         Some(Command::Test { kernel: Some(version), filter }) => kernel::run(&version, filter.as_deref()),
         Some(Command::Test { kernel: None, filter }) => test::run(filter.as_deref()),
+        Some(Command::Gen) => generate::run(),
         Some(Command::Lint) => lint::run(),
         Some(Command::Bench { name }) => bench::run(name),
         Some(Command::Image { platform }) => image::run(&platform),

@@ -1,7 +1,7 @@
 //! kubectl, run where the API server is reached.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -38,9 +38,14 @@ impl Client {
         command
     }
 
-    /// Runs kubectl with our input and output.
-    pub(super) fn pass_on(&self, arguments: &[String]) -> Result<ExitCode> {
-        let status = self.command(&self.kubectl).args(arguments).status().context("kubectl does not start")?;
+    /// kubectl itself.
+    pub(super) fn program(&self) -> PathBuf {
+        self.kubectl.clone()
+    }
+
+    /// Runs a program with our input and output.
+    pub(super) fn pass_on(&self, program: &Path, arguments: &[String]) -> Result<ExitCode> {
+        let status = self.command(program).args(arguments).status().with_context(|| format!("{} does not start", program.display()))?;
         Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)))
     }
 

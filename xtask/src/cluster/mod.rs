@@ -55,6 +55,18 @@ pub(crate) enum Action {
     Down,
     /// Say what runs; ends with 1 if something does not
     Status,
+    /// Put an image archive into every node
+    Import {
+        /// What `cargo xtask image` wrote
+        archive: std::path::PathBuf,
+    },
+    /// Run helm against it
+    #[command(disable_help_flag = true)]
+    Helm {
+        /// helm's own arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Run kubectl against it
     #[command(disable_help_flag = true)]
     Kubectl {
@@ -74,7 +86,9 @@ pub(crate) fn run(action: Action) -> Result<ExitCode> {
         }
         Action::Down => down::down().map(|()| ExitCode::SUCCESS),
         Action::Status => status::print(),
-        Action::Kubectl { arguments } => Client::connect()?.pass_on(&arguments),
+        Action::Import { archive } => import(&archive).map(|()| ExitCode::SUCCESS),
+        Action::Helm { arguments } => Client::connect()?.pass_on(&ensure_helm()?, &arguments),
+        Action::Kubectl { arguments } => Client::connect().and_then(|client| client.pass_on(&client.program(), &arguments)),
     }
 }
 
