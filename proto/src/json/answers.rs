@@ -1,7 +1,7 @@
 //! What the agent answers when it is asked: status, explanation, mode. Lists are always there, empty or not.
 
 use super::object::{Message, Object};
-use crate::{Decision, EndpointStatus, ExplainResponse, MapStatus, Mismatch, ModeResponse, PolicyStatus, Reason, StatusResponse, Verdict};
+use crate::{Decision, EndpointStatus, ExplainResponse, MapStatus, Mismatch, ModeResponse, PolicyStatus, Reason, SourceStatus, StatusResponse, Verdict};
 
 impl Message for StatusResponse {
     fn fields(&self, object: &mut Object<'_>) {
@@ -24,6 +24,16 @@ impl Message for StatusResponse {
         object.message("policy", self.policy.as_ref());
         object.counts("counters", &self.counters);
         object.counts("suppressed", &self.suppressed);
+        object.message("source", self.source.as_ref());
+    }
+}
+
+impl Message for SourceStatus {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.text("name", &self.name);
+        object.flag("synced", self.synced);
+        object.time("stale_since", self.stale_since.as_ref());
+        object.maybe_text("error", self.error.as_ref());
     }
 }
 

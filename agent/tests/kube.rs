@@ -1,0 +1,298 @@
+//! The source `kube` against a real kube-apiserver with a real etcd behind it: the same snapshot as from files, away and back
+//! with compacted history, bad objects, many objects.
+//!
+//! Needs the binaries of `cargo xtask cluster`, openssl and no right. Run by `cargo xtask e2e`, or by
+//! `cargo test -p sekisho --test kube -- --ignored`; fails where it cannot run.
+
+mod kube_server;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use kube_server::{Cluster, Objects};
+use sekisho::inventory::kube::{Access, Source};
+use sekisho::inventory::{Snapshot, files};
+use serde_json::{Value, json};
+
+/// Waits until `is` holds of the newest snapshot.
+fn until(source: &Source, limit: Duration, is: impl Fn(&Snapshot) -> bool) -> Result<Arc<Snapshot>> {
+    let end = Instant::now() + limit;
+    let mut snapshot = source.current();
+    while !(source.state().synced && is(&snapshot)) {
+        let left = end.saturating_duration_since(Instant::now());
+        ensure!(
+            !left.is_zero(),
+            "not within {limit:?}: {:?}, {} pods, {} policies",
+            source.state(),
+            snapshot.pods.len(),
+            snapshot.policies.len()
+        );
+        snapshot = source.changed(snapshot.generation, left.min(Duration::from_millis(20)));
+    }
+    Ok(snapshot)
+}
+
+fn namespace(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {"team": name}}})
+}
+
+fn pod(namespace: &str, name: &str, ip: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": namespace, "name": name, "labels": {"app": name}, "annotations": {"note": "x"}},
+        "spec": {
+            "nodeName": "n1",
+            "containers": [{"name": "c", "image": "i", "ports": [{"name": "http", "containerPort": 8080}]}],
+        },
+        "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]},
+    })
+}
+
+fn policy(namespace: &str, name: &str, app: &str) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": app}},
+            "ingress": [{"from": [{"namespaceSelector": {"matchExpressions": [{"key": "team", "operator": "In", "values": ["a", "b"]}]}}],
+                         "ports": [{"port": "http"}, {"port": 53, "endPort": 60, "protocol": "UDP"}]}],
+            "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.9.0.0/16"]}}]}],
+        },
+    })
+}
+
+/// What the API server holds, as one manifest.
+fn dump(objects: &Objects) -> Result<String> {
+    let kinds = [
+        ("v1", "Namespace"),
+        ("v1", "Pod"),
+        ("v1", "Node"),
+        ("v1", "Service"),
+        ("discovery.k8s.io/v1", "EndpointSlice"),
+        ("networking.k8s.io/v1", "NetworkPolicy"),
+        ("apps/v1", "ReplicaSet"),
+        ("batch/v1", "Job"),
+    ];
+    let mut documents = Vec::new();
+    for (version, kind) in kinds {
+        for mut object in objects.list(version, kind)? {
+            object["apiVersion"] = version.into();
+            object["kind"] = kind.into();
+            documents.push(object.to_string());
+        }
+    }
+    Ok(documents.join("\n---\n"))
+}
+
+fn ensure_same(source: &Snapshot, manifests: &Snapshot) -> Result<()> {
+    ensure!(manifests.refused.is_empty() && source.refused.is_empty(), "refused: {:?} {:?}", manifests.refused, source.refused);
+    ensure!(source.namespaces == manifests.namespaces, "namespaces: {:?}\n{:?}", source.namespaces, manifests.namespaces);
+    ensure!(source.pods == manifests.pods, "pods: {:?}\n{:?}", source.pods, manifests.pods);
+    ensure!(source.nodes == manifests.nodes, "nodes");
+    ensure!(source.services == manifests.services, "services: {:?}\n{:?}", source.services, manifests.services);
+    ensure!(source.endpoint_slices == manifests.endpoint_slices, "slices");
+    ensure!(source.policies == manifests.policies, "policies: {:?}\n{:?}", source.policies, manifests.policies);
+    Ok(())
+}
+
+fn shop() -> Vec<Value> {
+    let owned = |kind: &str, name: &str| json!([{"apiVersion": "v1", "kind": kind, "name": name, "uid": "1", "controller": true}]);
+    let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let mut web = pod("a", "web-1", "10.0.0.1");
+    web["metadata"]["ownerReferences"] = owned("ReplicaSet", "web");
+    let mut nightly = pod("b", "report-1", "fd00::2");
+    nightly["metadata"]["ownerReferences"] = owned("Job", "report");
+    nightly["status"]["phase"] = "Succeeded".into();
+    vec![
+        namespace("a"),
+        namespace("b"),
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"},
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.168.7.1"}, {"type": "Hostname", "address": "n1"}]}}),
+        json!({"apiVersion": "apps/v1", "kind": "ReplicaSet",
+            "metadata": {"namespace": "a", "name": "web", "ownerReferences": owned("Deployment", "shop-web")},
+            "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": template}}),
+        json!({"apiVersion": "batch/v1", "kind": "Job",
+            "metadata": {"namespace": "b", "name": "report", "ownerReferences": owned("CronJob", "nightly")},
+            "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}}),
+        web,
+        nightly,
+        pod("a", "db", "10.0.0.3"),
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "a", "name": "web"},
+            "spec": {"type": "NodePort", "selector": {"app": "web"}, "internalTrafficPolicy": "Local",
+                "ports": [{"name": "x", "port": 80, "targetPort": "http"}, {"name": "y", "port": 53, "protocol": "UDP"}]}}),
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "a", "name": "headless"},
+            "spec": {"clusterIP": "None", "ports": [{"port": 80}]}}),
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"namespace": "a", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+            "ports": [{"name": "x", "port": 8080}],
+            "endpoints": [{"addresses": ["10.0.0.1"], "nodeName": "n1", "conditions": {"ready": false, "serving": true, "terminating": true},
+                "targetRef": {"kind": "Pod", "namespace": "a", "name": "web-1"}}]}),
+        policy("a", "web", "web"),
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "b", "name": "deny"},
+            "spec": {"podSelector": {}, "egress": []}}),
+    ]
+}
+
+#[test]
+#[ignore = "needs etcd and kube-apiserver; run by `cargo xtask e2e`"]
+fn the_api_server_and_the_same_manifests_give_the_same_snapshot() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let objects = cluster.objects()?;
+    // One half before the first list, the other by watch.
+    let (before, after): (Vec<_>, Vec<_>) = shop().into_iter().enumerate().partition(|(index, _)| *index < 7);
+    for (_, object) in &before {
+        objects.create(object)?;
+    }
+    let source = Source::start(&Access::Kubeconfig(cluster.config()?))?;
+    until(&source, Duration::from_secs(20), |_| true)?;
+    for (_, object) in &after {
+        objects.create(object)?;
+    }
+    let snapshot = until(&source, Duration::from_secs(10), |s| s.policies.len() == 2)?;
+    ensure_same(&snapshot, &files::snapshot_of(&dump(&objects)?))?;
+    let workload = |name: &str, namespace: &str| snapshot.pods[&(namespace.into(), name.into())].workload.clone();
+    ensure!((&*workload("web-1", "a").kind, &*workload("web-1", "a").name) == ("Deployment", "shop-web"));
+    ensure!((&*workload("report-1", "b").kind, &*workload("report-1", "b").name) == ("CronJob", "nightly"));
+
+    // Changes: as fast as they come, the snapshot follows.
+    let mut delays = Vec::new();
+    let web = policy("a", "web", "web");
+    for round in 0..50u32 {
+        let label = format!("web{round}");
+        objects.patch(&web, &json!({"spec": {"podSelector": {"matchLabels": {"app": label}}}}))?;
+        let answered = Instant::now();
+        until(&source, Duration::from_secs(5), |s| {
+            let text = format!("{:?}", s.policies[&("a".into(), "web".into())].pod_selector);
+            text.contains(&format!("\"{label}\""))
+        })?;
+        delays.push(answered.elapsed());
+    }
+    delays.sort_unstable();
+    println!("from the API's answer to the snapshot: median {:?}, p99 {:?}", delays[25], delays[49]);
+    ensure!(delays[25] < Duration::from_millis(50), "median {:?}", delays[25]);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs etcd and kube-apiserver; run by `cargo xtask e2e`"]
+fn a_server_that_was_away_and_lost_its_history_is_caught_up_with() -> Result<()> {
+    let mut cluster = Cluster::start()?;
+    let objects = cluster.objects()?;
+    for object in shop() {
+        objects.create(&object)?;
+    }
+    let source = Source::start(&Access::Kubeconfig(cluster.config()?))?;
+    let before = until(&source, Duration::from_secs(20), |s| s.policies.len() == 2)?;
+    ensure!(source.state().stale_since.is_none(), "{:?}", source.state());
+
+    cluster.kill_api();
+    let since = Instant::now();
+    while source.state().stale_since.is_none() {
+        ensure!(since.elapsed() < Duration::from_secs(5), "not noticed");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    println!("away was noticed after {:?}: {:?}", since.elapsed(), source.state());
+    cluster.with_another(|other| {
+        other.delete(&policy("b", "deny", ""))?;
+        other.delete(&pod("a", "db", ""))?;
+        other.create(&pod("a", "new", "10.0.0.3"))?;
+        other.create(&policy("a", "new", "new"))
+    })?;
+    cluster.compact()?;
+    let meanwhile = source.current();
+    ensure!(meanwhile.generation == before.generation, "the last known state stays");
+
+    cluster.start_api()?;
+    let back = Instant::now();
+    let after = until(&source, Duration::from_secs(8), |s| s.policies.contains_key(&("a".into(), "new".into())) && s.policies.len() == 2)?;
+    let after = if after.pods.contains_key(&("a".into(), "new".into())) {
+        after
+    } else {
+        until(&source, Duration::from_secs(5), |s| s.pods.contains_key(&("a".into(), "new".into())))?
+    };
+    println!("caught up {:?} after the server answered", back.elapsed());
+    ensure!(!after.pods.contains_key(&("a".into(), "db".into())), "gone meanwhile");
+    while source.state().stale_since.is_some() {
+        ensure!(back.elapsed() < Duration::from_secs(10), "still stale: {:?}", source.state());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    println!("in step {:?} after the server answered", back.elapsed());
+    ensure_same(&source.current(), &files::snapshot_of(&dump(&objects)?))?;
+    // And it goes on by watch.
+    objects.create(&policy("b", "later", "x"))?;
+    until(&source, Duration::from_secs(5), |s| s.policies.len() == 3)?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs etcd and kube-apiserver; run by `cargo xtask e2e`"]
+fn an_unreachable_server_is_said_and_waited_for() -> Result<()> {
+    let mut cluster = Cluster::start()?;
+    let config = cluster.config()?;
+    cluster.kill_api();
+    let source = Source::start(&Access::Kubeconfig(config))?;
+    std::thread::sleep(Duration::from_secs(1));
+    let state = source.state();
+    ensure!(!state.synced && state.stale_since.is_some() && state.error.is_some(), "{state:?}");
+    println!("{state:?}");
+    cluster.start_api()?;
+    until(&source, Duration::from_secs(8), |s| s.namespaces.contains_key("default"))?;
+    Ok(())
+}
+
+/// Memory of this process now, in bytes.
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
+}
+
+#[test]
+#[ignore = "needs etcd and kube-apiserver, and some minutes; run by `cargo xtask e2e`"]
+fn twenty_thousand_pods_are_read_in_time_and_kept_small() -> Result<()> {
+    const PODS: usize = 20_000;
+    let cluster = Cluster::start()?;
+    let objects = cluster.objects()?;
+    objects.create_all(&(0..100).map(|n| namespace(&format!("ns{n}"))).collect::<Vec<_>>())?;
+    let started = Instant::now();
+    objects.create_all(&(0..PODS).map(large_pod).collect::<Vec<_>>())?;
+    objects.create_all(&(0..2000).flat_map(large_service).collect::<Vec<_>>())?;
+    objects.create_all(
+        &(0..1000).map(|n| policy(&format!("ns{}", n % 100), &format!("p{n}"), &format!("app{}", n % 40))).collect::<Vec<_>>(),
+    )?;
+    println!("written in {:?}", started.elapsed());
+    let before = resident();
+    let started = Instant::now();
+    let source = Source::start(&Access::Kubeconfig(cluster.config()?))?;
+    let snapshot = until(&source, Duration::from_secs(120), |_| true)?;
+    let (took, grown) = (started.elapsed(), resident().saturating_sub(before));
+    ensure!(snapshot.pods.len() == PODS && snapshot.policies.len() == 1000, "{} pods", snapshot.pods.len());
+    println!("read in {took:?}; the source takes {} KiB, {} bytes per pod", grown >> 10, grown / PODS as u64);
+    let bar = if cfg!(debug_assertions) { Duration::from_secs(60) } else { Duration::from_secs(20) };
+    ensure!(took < bar, "{took:?}");
+    Ok(())
+}
+
+fn large_pod(n: usize) -> Value {
+    let (namespace, app) = (format!("ns{}", n % 100), format!("app{}", n / 100 % 40));
+    let mut pod = pod(&namespace, &format!("{app}-6d4cf56db6-{n:05}"), &format!("10.{}.{}.{}", 128 + n / 65536, n / 256 % 256, n % 256));
+    pod["metadata"]["labels"] = json!({"app": app, "pod-template-hash": "6d4cf56db6", "app.kubernetes.io/name": app, "tier": "backend"});
+    pod["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{app}-6d4cf56db6"), "uid": "1", "controller": true}]);
+    pod["spec"]["nodeName"] = format!("node-{}", n % 5000).into();
+    pod
+}
+
+fn large_service(n: usize) -> [Value; 2] {
+    let (namespace, name) = (format!("ns{}", n % 100), format!("svc{n}"));
+    let endpoints: Vec<Value> = (0..10)
+        .map(|i| (n * 10 + i) % 20_000)
+        .map(|p| json!({"addresses": [format!("10.{}.{}.{}", 128 + p / 65536, p / 256 % 256, p % 256)], "nodeName": format!("node-{}", p % 5000)}))
+        .collect();
+    [
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": namespace, "name": name}, "spec": {"ports": [{"port": 80}]}}),
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"namespace": namespace, "name": format!("{name}-x"), "labels": {"kubernetes.io/service-name": name}},
+            "ports": [{"port": 8080}], "endpoints": endpoints}),
+    ]
+}
