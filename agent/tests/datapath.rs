@@ -118,7 +118,7 @@ fn pods_of_every_layout_are_found_and_attached() -> Result<()> {
         ensure!(datapath.check().is_empty(), "all is well");
         let clock = datapath.clock();
         ensure!(clock.boot_ns > 0 && [100, 250, 300, 1000].contains(&clock.hz), "{clock:?}");
-        ensure!(datapath.maps().iter().filter(|map| map.name.starts_with("E")).all(|map| map.bytes > 0), "{:#?}", datapath.maps());
+        ensure!(datapath.maps().iter().filter(|map| map.name.starts_with('E')).all(|map| map.bytes > 0), "{:#?}", datapath.maps());
 
         bridge.delete()?;
         let gone = datapath.reconcile(&pods[1..]);

@@ -69,12 +69,13 @@ fn identify<T: Tables>(tables: &T, question: &Question<'_>) -> Judgement {
     };
     answer.class = entry.class;
     answer.remote_instance = entry.instance;
-    if question.direction == EGRESS && entry.flags & address_flags::SERVICE != 0 {
-        if let Some(vip) = tables.vip(question.remote, question.port, question.protocol) {
-            answer.class = vip.class;
-            answer.remote_instance = vip.instance;
-            answer.flags |= flow_flags::SERVICE;
-        }
+    if question.direction == EGRESS
+        && entry.flags & address_flags::SERVICE != 0
+        && let Some(vip) = tables.vip(question.remote, question.port, question.protocol)
+    {
+        answer.class = vip.class;
+        answer.remote_instance = vip.instance;
+        answer.flags |= flow_flags::SERVICE;
     }
     if question.direction == INGRESS && entry.flags & address_flags::NODE != 0 {
         answer.flags |= if question.own_node { flow_flags::OWN_NODE } else { flow_flags::HIDDEN_BY_SNAT };

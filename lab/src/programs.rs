@@ -82,9 +82,8 @@ impl Programs {
     /// As [`Self::load`], but only the named programs (none: all), since the verifier takes its time for each.
     pub fn load_some(object: &[u8], only: &[&str], ring_bytes: u32, sizes: &[(&'static str, u32)]) -> Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(what, e)| anyhow::anyhow!("{what}: {e}"))?;
-        let cpus = u32::try_from(cpus)?;
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries("EVENTS", cpus);
+        loader.map_max_entries("EVENTS", cpus.get());
         for (name, size) in sizes {
             loader.map_max_entries(name, *size);
         }
@@ -101,7 +100,7 @@ impl Programs {
         }
         let mut rings = Vec::new();
         let mut outer: ArrayOfMaps<_, RingBuf<MapData>> = ArrayOfMaps::try_from(bpf.map_mut("EVENTS").context("no EVENTS")?)?;
-        for cpu in 0..cpus {
+        for cpu in 0..cpus.get() {
             let ring = RingBuf::create(ring_bytes, 0)?;
             outer.set(cpu, &ring, 0)?;
             rings.push(ring);
@@ -228,13 +227,10 @@ impl Programs {
 
     /// One element command of bpf(2); false where the key is not there.
     fn element(&self, map: &str, command: libc::c_int, key: &[u8], value: &mut [u8]) -> Result<bool> {
-        let data = match self.bpf.map(map).with_context(|| format!("no map {map}"))? {
-            aya::maps::Map::Array(m)
-            | aya::maps::Map::HashMap(m)
-            | aya::maps::Map::LruHashMap(m)
-            | aya::maps::Map::LpmTrie(m)
-            | aya::maps::Map::Queue(m) => m,
-            _ => bail!("map {map} is of an unexpected kind"),
+        use aya::maps::Map;
+        let found = self.bpf.map(map).with_context(|| format!("no map {map}"))?;
+        let (Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data) | Map::Queue(data)) = found else {
+            bail!("map {map} is of an unexpected kind")
         };
         let info = data.info()?;
         let (asked, given) = (info.key_size() as usize, info.value_size() as usize);

@@ -39,6 +39,9 @@ fn pins(lab: &Lab) -> String {
     lab.pin_dir().display().to_string()
 }
 
+/// What a filter is to let through.
+type Wanted = Box<dyn Fn(&Value) -> bool>;
+
 /// Every filter of `observe` lets through what it names, and nothing else.
 #[test]
 fn filters_select_what_they_say() -> Result<()> {
@@ -58,7 +61,7 @@ fn filters_select_what_they_say() -> Result<()> {
         }
     };
     let address = stranger.v4().to_string();
-    let cases: Vec<(Vec<&str>, Box<dyn Fn(&Value) -> bool>)> = vec![
+    let cases: Vec<(Vec<&str>, Wanted)> = vec![
         (vec!["--verdict", "denied"], Box::new(at("/verdict", json!("denied")))),
         (vec!["--namespace", "play"], Box::new(either("/pod/namespace", json!("play")))),
         (vec!["--pod", "play/stranger"], Box::new(either("/pod/name", json!("stranger")))),

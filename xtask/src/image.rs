@@ -60,7 +60,7 @@ pub(crate) fn build(platforms: &[Platform]) -> Result<PathBuf> {
     archive.add(NAME, &images);
     let file = target_dir().join("sekisho-image.tar");
     let bytes = archive.finish();
-    eprintln!("    {NAME}, {:.1} MiB", bytes.len() as f64 / f64::from(1 << 20));
+    eprintln!("    {NAME}, {} MiB", bytes.len() >> 20);
     fs::write(&file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(file)
 }

@@ -209,7 +209,7 @@ fn values() {
     for wrong in ["", "M", "0", "1T5", "-1", "99999999999999999999", "20000000000Gi"] {
         assert!(values::size(wrong).is_err(), "{wrong}");
     }
-    assert_eq!(values::duration("1h30m"), Ok(Duration::from_secs(5400)));
+    assert_eq!(values::duration("1h30m"), Ok(Duration::from_mins(90)));
     assert_eq!(values::duration("500ms"), Ok(Duration::from_millis(500)));
     for wrong in ["", "5", "m", "5x", "0s", "5m 3s", "1é"] {
         assert!(values::duration(wrong).is_err(), "{wrong}");

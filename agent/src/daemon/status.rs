@@ -231,11 +231,11 @@ fn sentence(decision: &Decision, direction: u8) -> String {
     };
     if let Some(nearest) = &decision.nearest {
         let wrong: Vec<_> = decision.mismatch.iter().map(|m| mismatch_name(*m)).collect();
-        let verb = if wrong.len() == 1 { "does" } else { "do" };
-        text += &format!("; nearest is {}, where {} {verb} not match", whole(nearest), wrong.join(" and "));
+        let verb = if wrong.len() == 1 { " does" } else { " do" };
+        text.extend(["; nearest is ", &whole(nearest), ", where ", &wrong.join(" and "), verb, " not match"]);
     }
     if let Some(warning) = &decision.warning {
-        text += &format!(" ({warning})");
+        text.extend([" (", warning, ")"]);
     }
     text
 }

@@ -59,20 +59,21 @@ impl Hierarchy {
     pub(super) fn pods(&self, wanted: &HashMap<String, Arc<str>>) -> HashMap<Arc<str>, PodCgroup> {
         let mut found = HashMap::new();
         if !wanted.is_empty() {
-            self.walk(&self.mount, self.above, TREE_DEPTH, wanted, &mut found);
+            walk(&self.mount, self.above, TREE_DEPTH, wanted, &mut found);
         }
         found
     }
+}
 
-    fn walk(&self, dir: &Path, level: u32, depth: usize, wanted: &HashMap<String, Arc<str>>, found: &mut HashMap<Arc<str>, PodCgroup>) {
-        for (name, path) in subdirectories(dir) {
-            if let Some(uid) = pod_name(&name).and_then(|name| wanted.get(&name)) {
-                if let Ok(metadata) = fs::metadata(&path) {
-                    found.entry(Arc::clone(uid)).or_insert(PodCgroup { path, id: metadata.ino(), level: level + 1 });
-                }
-            } else if depth > 0 {
-                self.walk(&path, level + 1, depth - 1, wanted, found);
+/// Directories of wanted pods in `dir` and below.
+fn walk(dir: &Path, level: u32, depth: usize, wanted: &HashMap<String, Arc<str>>, found: &mut HashMap<Arc<str>, PodCgroup>) {
+    for (name, path) in subdirectories(dir) {
+        if let Some(uid) = pod_name(&name).and_then(|name| wanted.get(&name)) {
+            if let Ok(metadata) = fs::metadata(&path) {
+                found.entry(Arc::clone(uid)).or_insert(PodCgroup { path, id: metadata.ino(), level: level + 1 });
             }
+        } else if depth > 0 {
+            walk(&path, level + 1, depth - 1, wanted, found);
         }
     }
 }
@@ -115,7 +116,7 @@ impl PodCgroup {
         self.below(&mut |path, _| {
             pids.extend(
                 fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default().lines().filter_map(|line| line.parse::<u32>().ok()),
-            )
+            );
         });
         pids.retain(|pid| *pid != 0);
         pids

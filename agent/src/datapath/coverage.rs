@@ -32,11 +32,10 @@ impl Datapath {
             (None, None) => return,
         };
         let problem = match finding {
-            Ok(Finding::Good) => return,
+            // Of an interface that went away the next reconciliation says so.
+            Ok(Finding::Good) | Err(_) => return,
             Ok(Finding::Missing) => "our program was not attached any more",
             Ok(Finding::NotFirst) => "another program ran before ours",
-            // The interface went away; the next reconciliation says so.
-            Err(_) => return,
         };
         if finding.is_ok_and(|finding| finding == Finding::NotFirst)
             && let Some(ifindex) = endpoint.ifindex()

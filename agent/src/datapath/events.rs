@@ -22,9 +22,10 @@ impl Datapath {
         for ring in &mut self.rings {
             for _ in 0..DRAIN_LIMIT {
                 let Some(item) = ring.next() else { break };
-                match FlowEvent::ref_from_bytes(&item) {
-                    Ok(event) => each(event),
-                    Err(_) => tracing::error!(bytes = item.len(), "an event of another size lay in a ring"),
+                if let Ok(event) = FlowEvent::ref_from_bytes(&item) {
+                    each(event);
+                } else {
+                    tracing::error!(bytes = item.len(), "an event of another size lay in a ring");
                 }
             }
         }

@@ -18,7 +18,19 @@ pub(super) fn is_bpffs(path: &Path) -> io::Result<bool> {
     if unsafe { libc::statfs(path.as_ptr(), &raw mut buffer) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(i64::from(buffer.f_type as u32) == BPF_FS_MAGIC)
+    #[expect(clippy::cast_possible_truncation, reason = "magic numbers have 32 bits, whatever the field has")]
+    let magic = buffer.f_type as u32;
+    Ok(i64::from(magic) == BPF_FS_MAGIC)
+}
+
+/// As `sockaddr` has it; libc's constant is an `int`.
+const AF_NETLINK: u16 = 16;
+
+/// The size of a type as system calls take it.
+const fn length_of<T>() -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "no type here is larger than a page")]
+    let length = size_of::<T>() as u32;
+    length
 }
 
 fn fd(result: i32) -> io::Result<OwnedFd> {
@@ -35,10 +47,10 @@ pub(super) fn netlink(groups: u32) -> io::Result<OwnedFd> {
     let socket = fd(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE) })?;
     // SAFETY: an all-zero sockaddr_nl is a valid value of that plain C struct.
     let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
-    address.nl_family = libc::AF_NETLINK as u16;
+    address.nl_family = AF_NETLINK;
     address.nl_groups = groups;
     // SAFETY: `address` is readable for the size told.
-    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_nl>() as u32) };
+    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length_of::<libc::sockaddr_nl>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -65,7 +77,7 @@ pub(super) fn receive_timeout(socket: BorrowedFd<'_>, timeout: Duration) -> io::
 
 fn set_option<T>(socket: BorrowedFd<'_>, level: i32, option: i32, value: &T) -> io::Result<()> {
     // SAFETY: `value` is readable for the size told.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, std::ptr::from_ref(value).cast(), size_of::<T>() as u32) };
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, std::ptr::from_ref(value).cast(), length_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -120,8 +132,9 @@ pub(super) fn discard(fd: BorrowedFd<'_>) {
     let mut buffer = [0u8; 8192];
     // SAFETY: `buffer` is writable for its length; the fd is non-blocking or known to be readable.
     while unsafe { libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) } > 0 {}
-    // SAFETY: as above; inotify is no socket and is read instead.
+    // SAFETY: no pointer is passed.
     while unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) } & libc::O_NONBLOCK != 0
+        // SAFETY: as with recv; inotify is no socket and is read instead.
         && unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) } > 0
     {}
 }

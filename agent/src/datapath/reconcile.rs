@@ -171,12 +171,12 @@ impl Datapath {
         for pod in pods {
             let Some(endpoint) = self.endpoints.get_mut(&pod.uid) else { continue };
             match settled(endpoint, pod, &mut surroundings) {
-                Some(None) => {}
-                Some(Some(addresses)) => {
+                Settled::Stays => {}
+                Settled::Moved(addresses) => {
                     endpoint.info.addresses = addresses;
                     changes.push(EndpointChange { uid: Arc::clone(&pod.uid), number: endpoint.info.number, kind: ChangeKind::Changed });
                 }
-                None => found.push((pod, surroundings.find(pod, endpoint.cgroup.as_ref()))),
+                Settled::Lost => found.push((pod, surroundings.find(pod, endpoint.cgroup.as_ref()))),
             }
         }
         for (pod, place) in found {
@@ -229,13 +229,12 @@ impl Datapath {
                 let id = endpoint.cgroup.as_ref().map(|cgroup| cgroup.id).ok_or("its control group is gone")?;
                 if !endpoint.found() {
                     let adopted = self.maps.cgroups.get(&id).ok().flatten().filter(|number| self.slots.of(*number).is_some());
-                    endpoint.info.index = match adopted {
-                        Some(number) => number & !CGROUP_ENDPOINT,
-                        None => {
-                            let index = self.slots.cgroup(sizes::ENDPOINTS).ok_or_else(full)?;
-                            self.clear_slot(index)?;
-                            index
-                        }
+                    endpoint.info.index = if let Some(number) = adopted {
+                        number & !CGROUP_ENDPOINT
+                    } else {
+                        let index = self.slots.cgroup(sizes::ENDPOINTS).ok_or_else(full)?;
+                        self.clear_slot(index)?;
+                        index
                     };
                     endpoint.info.number = CGROUP_ENDPOINT | endpoint.info.index;
                     endpoint.watched = Some(id);
@@ -357,24 +356,30 @@ impl Datapath {
     }
 }
 
-/// Whether an endpoint may stay where it is: `None` where it must be looked for again, `Some(Some(..))` with its new
-/// addresses where those changed.
-fn settled(endpoint: &Endpoint, pod: &Pod, surroundings: &mut Surroundings<'_>) -> Option<Option<Vec<IpAddr>>> {
+/// What has become of an endpoint's place.
+enum Settled {
+    Stays,
+    /// It has other addresses.
+    Moved(Vec<IpAddr>),
+    /// It must be looked for again.
+    Lost,
+}
+
+/// Whether an endpoint may stay where it is.
+fn settled(endpoint: &Endpoint, pod: &Pod, surroundings: &mut Surroundings<'_>) -> Settled {
+    let stays = |holds| if holds { Settled::Stays } else { Settled::Lost };
     if endpoint.blind {
-        return endpoint.cgroup.as_ref().is_some_and(PodCgroup::alive).then_some(None);
+        return stays(endpoint.cgroup.as_ref().is_some_and(PodCgroup::alive));
     }
-    let ifindex = endpoint.ifindex().filter(|ifindex| surroundings.still(*ifindex, endpoint.nsid))?;
-    let nsid = match endpoint.nsid {
-        Some(nsid) => nsid,
-        None => return (endpoint.info.addresses == pod.ips).then_some(None),
-    };
-    let addresses = surroundings.addresses_behind(ifindex, nsid)?;
+    let Some(ifindex) = endpoint.ifindex().filter(|ifindex| surroundings.still(*ifindex, endpoint.nsid)) else { return Settled::Lost };
+    let Some(nsid) = endpoint.nsid else { return stays(endpoint.info.addresses == pod.ips) };
+    let Some(addresses) = surroundings.addresses_behind(ifindex, nsid) else { return Settled::Lost };
     if addresses == endpoint.info.addresses {
         // Status names addresses that are elsewhere: look again.
         let wrong = !pod.ips.is_empty() && !pod.ips.iter().any(|address| addresses.contains(address)) && endpoint.info.message.is_none();
-        return (!wrong || addresses.is_empty()).then_some(None);
+        return stays(!wrong || addresses.is_empty());
     }
-    (!addresses.is_empty()).then_some(Some(addresses))
+    if addresses.is_empty() { Settled::Lost } else { Settled::Moved(addresses) }
 }
 
 fn entry(info: &EndpointInfo, policy: &EndpointPolicy, established_cap: u32, answered_cap: u32) -> layout::Endpoint {

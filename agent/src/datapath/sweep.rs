@@ -214,7 +214,9 @@ impl Datapath {
         let due = |closing: &Closing| now.wrapping_sub(closing.deadline) < u32::MAX / 2;
         let (ready, early): (Vec<_>, Vec<_>) = std::mem::take(&mut self.early).into_iter().partition(due);
         self.early = early;
-        ready.iter().for_each(|closing| self.reap_one(closing, each));
+        for closing in &ready {
+            self.reap_one(closing, each);
+        }
         for _ in 0..REAP_LIMIT {
             match self.maps.closing.peek() {
                 Ok(Some(first)) if due(&first) => {}

@@ -13,11 +13,11 @@ const SECOND: u64 = 1_000_000_000;
 /// Window of failed contacts.
 const FAILED_SPAN: u64 = 60 * SECOND;
 /// Distinct failed ports or hosts in [`FAILED_SPAN`].
-const FAILED: usize = 5;
+const FAILED: u32 = 5;
 /// Window of all contacts.
 const ANY_SPAN: u64 = 10 * SECOND;
 /// Distinct ports in [`ANY_SPAN`], whatever came of them.
-const ANY: usize = 15;
+const ANY: u32 = 15;
 /// Keys of each kind of window.
 const KEYS: usize = 65_536;
 
@@ -139,13 +139,13 @@ fn vertical(memory: &mut Memory, source: Source, contact: &Contact) -> Option<Cr
     let window = memory.ports.entry(&(source, contact.target.ip), Window::new);
     window.note((contact.protocol, contact.port), contact);
     let now = contact.time_ns;
-    if contact.outcome.failed() && window.len() >= FAILED && window.failed(now, FAILED_SPAN).count() >= FAILED {
+    if contact.outcome.failed() && window.len() >= FAILED as usize && window.failed(now, FAILED_SPAN).count() >= FAILED as usize {
         let contacts = window.failed(now, FAILED_SPAN).map(|m| m.contact.clone()).collect();
-        return Some(Crossing { threshold: FAILED as u32, span: FAILED_SPAN, contacts });
+        return Some(Crossing { threshold: FAILED, span: FAILED_SPAN, contacts });
     }
-    if window.len() >= ANY && window.met(now, ANY_SPAN).count() >= ANY {
+    if window.len() >= ANY as usize && window.met(now, ANY_SPAN).count() >= ANY as usize {
         let contacts = window.met(now, ANY_SPAN).map(|m| m.contact.clone()).collect();
-        return Some(Crossing { threshold: ANY as u32, span: ANY_SPAN, contacts });
+        return Some(Crossing { threshold: ANY, span: ANY_SPAN, contacts });
     }
     None
 }
@@ -156,12 +156,12 @@ fn horizontal(memory: &mut Memory, source: Source, contact: &Contact) -> Option<
     let key = (source, contact.protocol, contact.port, contact.target.is_service());
     let window = memory.hosts.entry(&key, Window::new);
     window.note(contact.target.ip, contact);
-    if window.len() < FAILED {
+    if window.len() < FAILED as usize {
         return None;
     }
     let contacts: Vec<_> = window.failed(contact.time_ns, FAILED_SPAN).map(|m| m.contact.clone()).collect();
     let workloads: BTreeSet<_> = contacts.iter().filter_map(|c| target_workload(c)).collect();
     let nobodys = contacts.iter().filter(|c| c.target.identity.is_none()).count();
     let spread = workloads.len() >= 2 || nobodys >= 2;
-    (contacts.len() >= FAILED && spread).then_some(Crossing { threshold: FAILED as u32, span: FAILED_SPAN, contacts })
+    (contacts.len() >= FAILED as usize && spread).then_some(Crossing { threshold: FAILED, span: FAILED_SPAN, contacts })
 }

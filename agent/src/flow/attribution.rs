@@ -187,13 +187,12 @@ impl Attribution {
         }
         let seen = kernel.process(flow.cookie)?;
         let name = (seen.pid, seen.uid, seen.cgroup, u128::from_le_bytes(seen.comm));
-        let info = match self.processes.get(&name) {
-            Some(known) => known,
-            None => {
-                let info = Arc::new(kernel.describe(&seen));
-                self.processes.insert(name, info.clone());
-                info
-            }
+        let info = if let Some(known) = self.processes.get(&name) {
+            known
+        } else {
+            let info = Arc::new(kernel.describe(&seen));
+            self.processes.insert(name, info.clone());
+            info
         };
         self.sockets.insert(flow.cookie, info.clone());
         Some(info)

@@ -11,7 +11,7 @@ fn body(n: u64) -> Body {
 }
 
 fn even() -> Filter {
-    Arc::new(|r: &Record| r.seq % 2 == 0)
+    Arc::new(|r: &Record| r.seq.is_multiple_of(2))
 }
 
 fn balanced(line: &Line) -> bool {

@@ -229,7 +229,7 @@ impl Engine {
         }
         let moment = Moment::End(shown_reason(reason, flow));
         let record = match open {
-            Some(open) => Arc::new(self.follow(moment, &open.record, flow, &context.now)),
+            Some(open) => Arc::new(Self::follow(moment, &open.record, flow, &context.now)),
             None => Arc::new(self.compose(moment, key, family, flow, self.first_delta(flow), context)),
         };
         context.witness.saw(Sighting::Ended, &record, self.one_way(key.endpoint), &context.now);
@@ -281,7 +281,7 @@ impl Engine {
     }
 
     /// The next record of an open flow: new totals, everything else as it was.
-    pub(super) fn follow(&self, moment: Moment, before: &FlowRecord, flow: &Flow, now: &Now) -> FlowRecord {
+    pub(super) fn follow(moment: Moment, before: &FlowRecord, flow: &Flow, now: &Now) -> FlowRecord {
         let since = |new: [u64; 2], old: [u64; 2]| [new[0].saturating_sub(old[0]), new[1].saturating_sub(old[1])];
         let delta = Some([since(flow.packets, before.flow.packets), since(flow.bytes, before.flow.bytes)]);
         FlowRecord { moment, flow: *flow, start_ns: before.start_ns, last_ns: last_wall(moment, flow, now), delta, ..before.clone() }

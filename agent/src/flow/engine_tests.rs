@@ -257,10 +257,10 @@ proptest! {
                     }
                 }
                 Step::Promote(port) => {
-                    if let Some((place, flow)) = table.get_mut(&flow(0, 80 + port).0) {
-                        if flow.verdict == verdict::ALLOWED {
-                            *place = Table::Established;
-                        }
+                    if let Some((place, flow)) = table.get_mut(&flow(0, 80 + port).0)
+                        && flow.verdict == verdict::ALLOWED
+                    {
+                        *place = Table::Established;
                     }
                 }
                 Step::Close(port) => {

@@ -12,7 +12,7 @@ use sekisho_core::counters;
 use sekisho_proto as proto;
 
 use super::book::Line;
-use super::number::NumberMap;
+use super::number::NumberSet;
 
 /// Causes for which a start may be lost.
 const LOST: [u32; 3] = [counters::LOST_RING_FULL, counters::LOST_INSERT_FAILED, counters::LOST_INSERT_LIMITED];
@@ -51,12 +51,12 @@ pub struct FlowTally {
     /// Entries met in the sweep.
     met: u64,
     /// Flows of before this run that were counted already; `None` once all have turned up.
-    adopting: Option<NumberMap<(u64, u64), ()>>,
+    adopting: Option<NumberSet<(u64, u64)>>,
 }
 
 impl FlowTally {
     pub(super) fn new(began_ns: u64) -> Self {
-        Self { began_ns, base: None, adopted: 0, ended: 0, evicted_unseen: 0, before: 0, met: 0, adopting: Some(NumberMap::default()) }
+        Self { began_ns, base: None, adopted: 0, ended: 0, evicted_unseen: 0, before: 0, met: 0, adopting: Some(NumberSet::default()) }
     }
 
     /// Where the kernel's counters stand when this run begins. Without it, they are taken to stand at zero.
@@ -71,7 +71,7 @@ impl FlowTally {
     fn adopt(&mut self, id: u64, start_ns: u64) {
         if start_ns <= self.began_ns
             && let Some(adopting) = &mut self.adopting
-            && adopting.insert((id, start_ns), ()).is_none()
+            && adopting.insert((id, start_ns))
         {
             self.adopted += 1;
         }

@@ -1,6 +1,6 @@
 //! Numbers made of flows: the stable `flow_id`, and a hasher for maps whose keys are numbers already.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use sekisho_core::layout::FlowKey6;
@@ -65,6 +65,8 @@ impl Hasher for NumberHasher {
 
 /// A map keyed by numbers that no outsider chooses.
 pub type NumberMap<K, V> = HashMap<K, V, BuildHasherDefault<NumberHasher>>;
+/// A set of such numbers.
+pub(super) type NumberSet<K> = HashSet<K, BuildHasherDefault<NumberHasher>>;
 
 #[cfg(test)]
 mod tests {

@@ -33,13 +33,7 @@ pub struct Header {
 
 /// Nanoseconds since 1970 as a timestamp.
 pub fn timestamp(ns: u64) -> Timestamp {
-    #[expect(
-        clippy::cast_possible_wrap,
-        clippy::cast_possible_truncation,
-        reason = "seconds of u64 nanoseconds fit i64, the rest fits i32"
-    )]
-    let (seconds, nanos) = ((ns / 1_000_000_000) as i64, (ns % 1_000_000_000) as i32);
-    Timestamp { seconds, nanos }
+    sekisho_proto::from_nanoseconds(ns)
 }
 
 /// The record as it leaves the agent.

@@ -92,12 +92,11 @@ impl Engine {
                     self.work.push(work(WorkKind::Update(table)));
                 }
             }
-            // The earlier life's end is not told yet.
-            Some(_) => {}
             None if age >= self.settings.first_update_ns && worth_telling(table, flow, now) => {
                 self.work.push(work(WorkKind::Update(table)));
             }
-            None => {}
+            // Too young; or the earlier life's end is not told yet.
+            _ => {}
         }
         Sweep::Keep
     }
@@ -171,7 +170,7 @@ impl Engine {
         let flow = &open.record.flow;
         self.settled.insert((open.record.flow_id, flow.start_ns), ());
         self.tally.ended(open.record.flow_id, flow.start_ns);
-        let record = Arc::new(self.follow(Moment::End(reason), &open.record, flow, &context.now));
+        let record = Arc::new(Self::follow(Moment::End(reason), &open.record, flow, &context.now));
         context.witness.saw(Sighting::Ended, &record, self.one_way(record.key.endpoint), &context.now);
         self.out.push(Body::Flow(record));
     }
@@ -180,7 +179,7 @@ impl Engine {
         let id = self.seed.flow_id(&item.key, item.flow.born_ns);
         let record = match self.open.get(&id) {
             Some(open) if open.record.flow.start_ns != item.flow.start_ns => return,
-            Some(open) => self.follow(Moment::Update, &open.record, &item.flow, &context.now),
+            Some(open) => Self::follow(Moment::Update, &open.record, &item.flow, &context.now),
             None => {
                 let delta = self.first_delta(&item.flow);
                 self.compose(Moment::Update, &item.key, item.family, &item.flow, delta, context)

@@ -385,13 +385,9 @@ impl<'i, 'a> Addresses<'i, 'a> {
             let service = (dialled.service.namespace.clone(), dialled.service.name.clone());
             let instance = input.instances.service(&service, &dialled.service_port.label());
             let address = mapped(dialled.address);
-            if !out.addresses.contains_key(&address) {
-                let class = self.plain(classes, dialled.address);
-                out.addresses.insert(address, AddressEntry { class, instance: 0, flags: 0 });
-            }
-            if let Some(entry) = out.addresses.get_mut(&address) {
-                entry.flags |= address_flags::SERVICE;
-            }
+            let entry = out.addresses.entry(address);
+            let entry = entry.or_insert_with(|| AddressEntry { class: self.plain(classes, dialled.address), instance: 0, flags: 0 });
+            entry.flags |= address_flags::SERVICE;
             let key = VipKey { address, port: dialled.port, protocol: dialled.service_port.protocol, pad: 0 };
             out.vips.insert(key, Vip { class, instance });
             list.push((dialled, class));

@@ -15,6 +15,11 @@ use super::sets::{named, rule_ref};
 use super::{Decision, Input, Mismatch, Question, RuleRef};
 use crate::inventory::{Namespace, NetworkPolicy, ObjectName, Pod, PolicyPeer, PolicyPort, PolicyRule, PortMatch};
 
+/// An address, a port and a protocol that somebody dials.
+type Door = (IpAddr, u16, u8);
+/// The Service behind a door, and its backends.
+type Behind = (String, Arc<[(IpAddr, u16)]>);
+
 /// What an explanation needs of the snapshot that was compiled.
 pub(super) struct Explainer {
     pods: Arc<BTreeMap<ObjectName, Arc<Pod>>>,
@@ -23,7 +28,7 @@ pub(super) struct Explainer {
     nodes: Vec<IpAddr>,
     selecting: Selecting,
     by_namespace: ByNamespace,
-    behind: HashMap<(IpAddr, u16, u8), (String, Arc<[(IpAddr, u16)]>)>,
+    behind: HashMap<Door, Behind>,
 }
 
 /// A destination, or who came.

@@ -44,7 +44,7 @@ pub(super) struct Group {
 /// The groups of all pods.
 #[derive(Default)]
 pub(super) struct Groups {
-    groups: Vec<Group>,
+    all: Vec<Group>,
     index: HashMap<(Arc<str>, Labels), usize>,
     /// Groups by label.
     labelled: HashMap<(Arc<str>, Arc<str>), Vec<usize>>,
@@ -58,19 +58,19 @@ impl Groups {
         if let Some(group) = self.index.get(&key) {
             return *group;
         }
-        let group = self.groups.len();
+        let group = self.all.len();
         for (name, value) in labels.iter() {
             self.labelled.entry((name.clone(), value.clone())).or_default().push(group);
         }
         self.by_namespace.entry(namespace.clone()).or_default().push(group);
-        self.groups.push(Group { namespace: namespace.clone(), labels: labels.clone(), selectors: Vec::new() });
+        self.all.push(Group { namespace: namespace.clone(), labels: labels.clone(), selectors: Vec::new() });
         self.index.insert(key, group);
         group
     }
 
     /// Selectors of a group.
     pub(super) fn selectors(&self, group: usize) -> &[u32] {
-        &self.groups[group].selectors
+        &self.all[group].selectors
     }
 
     /// Notes which groups `peer` selects. Ids must come in ascending order.
@@ -87,7 +87,7 @@ impl Groups {
         };
         let candidates = self.candidates(pods, own, &in_namespace);
         for group in candidates {
-            let group = &mut self.groups[group];
+            let group = &mut self.all[group];
             if in_namespace(&group.namespace) && pods.matches(&group.labels) {
                 group.selectors.push(id);
             }

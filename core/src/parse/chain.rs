@@ -113,7 +113,9 @@ fn extensions<W: Window>(window: &W, from: usize, first: u8, packet: &mut Packet
     let mut next = first;
     for step in 0..=EXTENSIONS {
         at = window.forget(at);
-        next = window.forget(usize::from(next)) as u8;
+        #[expect(clippy::cast_possible_truncation, reason = "it went in as u8 and comes out as it was")]
+        let known = window.forget(usize::from(next)) as u8;
+        next = known;
         packet.protocol = next;
         let is_extension = matches!(next, 0 | 43 | 44 | 51 | 60);
         if !is_extension {

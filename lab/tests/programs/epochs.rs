@@ -98,7 +98,8 @@ fn two_processors_change_a_verdict_once() {
     run.expect("the maps take it");
     let events = node.told();
     let kinds: Vec<_> = events.iter().map(|e| e.kind).collect();
-    let (starts, ends) = (kinds.iter().filter(|&&k| k == event::START).count(), kinds.iter().filter(|&&k| k == event::END).count());
+    let of = |kind| events.iter().filter(|e| e.kind == kind).count();
+    let (starts, ends) = (of(event::START), of(event::END));
     assert_eq!(starts, ends + 1, "every end begins another life");
     assert_eq!(ends, rounds as usize, "one for each change");
     assert!(kinds.chunks(2).all(|pair| pair[0] == event::START && pair.get(1).is_none_or(|&k| k == event::END)), "one after the other");

@@ -21,7 +21,11 @@ impl Who {
             Self::Peer => 3,
             Self::Stranger => 9,
         };
-        if v6 { Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last).into() } else { Ipv4Addr::new(10, 1, 0, last as u8).into() }
+        if v6 {
+            Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last).into()
+        } else {
+            Ipv4Addr::new(10, 1, 0, u8::try_from(last).expect("a small number")).into()
+        }
     }
 
     pub(super) fn v4(self) -> [u8; 4] {

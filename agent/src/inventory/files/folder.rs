@@ -6,6 +6,7 @@
 //! No I/O here; [`Source`](super::Source) reads and watches.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::document;
@@ -109,7 +110,7 @@ impl Folder {
     }
 
     fn read(&mut self, name: &str, bytes: &[u8]) -> Result<Objects, String> {
-        let json = name.ends_with(".json");
+        let json = Path::new(name).extension().is_some_and(|extension| extension == "json");
         let documents = document::parse(bytes, json).map_err(|e| format!("{name}, {e}"))?;
         let mut objects = Objects::new();
         let mut seen: HashMap<Key, usize> = HashMap::new();
@@ -202,7 +203,9 @@ impl Folder {
             let objects: usize = taken.iter().map(|(_, objects)| objects).sum();
             tracing::info!("{} manifests are in force, {}", taken.len(), counted(objects));
         } else {
-            taken.iter().for_each(|(name, objects)| tracing::info!("{name}: in force, {}", counted(*objects)));
+            for (name, objects) in &taken {
+                tracing::info!("{name}: in force, {}", counted(*objects));
+            }
         }
         for name in touched {
             let Some(file) = self.files.get(name) else { continue };

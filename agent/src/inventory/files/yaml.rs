@@ -72,7 +72,7 @@ impl Builder {
                 let value = self.done.take().unwrap_or(Value::Null);
                 self.documents.push(Document { number: self.begun, value });
             }
-            Event::Scalar(text, style, anchor, tag) => return self.scalar(&text, style, anchor, tag),
+            Event::Scalar(text, style, anchor, tag) => return self.scalar(&text, style, anchor, tag.as_deref()),
             Event::SequenceStart(_, anchor, _) => return self.begin(anchor, FrameKind::List(Vec::new())),
             Event::MappingStart(_, anchor, _) => {
                 return self.begin(anchor, FrameKind::Map { entries: Vec::new(), merged: Vec::new(), key: None });
@@ -108,7 +108,7 @@ impl Builder {
         matches!(self.open.last(), Some(Frame { kind: FrameKind::Map { key: None, .. }, .. }))
     }
 
-    fn scalar(&mut self, text: &str, style: ScalarStyle, anchor: usize, tag: Option<Cow<'_, Tag>>) -> Result<(), String> {
+    fn scalar(&mut self, text: &str, style: ScalarStyle, anchor: usize, tag: Option<&Tag>) -> Result<(), String> {
         self.count(1)?;
         let plain = style == ScalarStyle::Plain;
         if self.wants_key() {
@@ -116,9 +116,10 @@ impl Builder {
             if anchor != 0 {
                 self.anchors.insert(anchor, (Value::Text(name.clone()), 1, 0));
             }
-            return self.key(if plain && text == "<<" { Key::Merge } else { Key::Name(name) });
+            self.key(if plain && text == "<<" { Key::Merge } else { Key::Name(name) });
+            return Ok(());
         }
-        let value = match tag.as_deref() {
+        let value = match tag {
             Some(tag) if tag.suffix() == "str" => Value::Text(self.intern(text)),
             Some(tag) if tag.suffix() == "binary" => return Err("!!binary is not supported".into()),
             _ if plain => resolve(text).unwrap_or_else(|| Value::Text(self.intern(text))),
@@ -127,11 +128,10 @@ impl Builder {
         self.value(value, anchor)
     }
 
-    fn key(&mut self, new: Key) -> Result<(), String> {
+    fn key(&mut self, new: Key) {
         if let Some(Frame { kind: FrameKind::Map { key, .. }, .. }) = self.open.last_mut() {
             *key = Some(new);
         }
-        Ok(())
     }
 
     fn begin(&mut self, anchor: usize, kind: FrameKind) -> Result<(), String> {
@@ -175,7 +175,8 @@ impl Builder {
         self.count(nodes)?;
         if self.wants_key() {
             let Value::Text(name) = value else { return Err("a mapping's key must be a string".into()) };
-            return self.key(Key::Name(name));
+            self.key(Key::Name(name));
+            return Ok(());
         }
         self.value(value, 0)
     }

@@ -107,9 +107,10 @@ pub(super) fn cluster(pods: Vec<Pod>, policies: Vec<NetworkPolicy>) -> Snapshot 
     Arc::make_mut(&mut snapshot.namespaces).insert(text("y"), Arc::new(labelled("y", "2")));
     for (i, pod) in pods.into_iter().enumerate() {
         let name = text(&format!("p{i}"));
-        let ips = match pod.host_network {
-            true => vec!["192.168.0.1".parse().unwrap()],
-            false => vec![format!("10.0.0.{i}").parse().unwrap(), format!("fd00::{i}").parse().unwrap()],
+        let ips = if pod.host_network {
+            vec!["192.168.0.1".parse().unwrap()]
+        } else {
+            vec![format!("10.0.0.{i}").parse().unwrap(), format!("fd00::{i}").parse().unwrap()]
         };
         let pod = Pod { uid: name.clone(), name: name.clone(), ips, ..pod };
         Arc::make_mut(&mut snapshot.pods).insert((pod.namespace.clone(), name), Arc::new(pod));

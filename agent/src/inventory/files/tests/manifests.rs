@@ -209,7 +209,7 @@ items:
     let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
     for i in 1..40 {
         let before = format!("*a{}", i - 1);
-        bomb += &format!("a{i}: &a{i} [{}]\n", [before.as_str(); 10].join(","));
+        bomb.extend([&format!("a{i}: &a{i} ["), &*[before.as_str(); 10].join(","), "]\n"]);
     }
     let began = Instant::now();
     assert!(refused(&bomb).contains("more than"));
@@ -232,7 +232,7 @@ fn five_megabytes_are_applied_in_time() {
     let snapshot = read(&[("a.yaml", &text)]);
     assert_eq!(snapshot.refused, Vec::<String>::new());
     assert_eq!(snapshot.pods.len(), count);
-    let took = busy() - began;
+    let took = busy().saturating_sub(began);
     assert!(took.as_secs() < 10, "{took:?}");
 }
 

@@ -134,7 +134,9 @@ fn a_mounted_config_map_swaps_at_once() {
     let fill = |version: &str, text: &[(&str, String)]| {
         let data = folder.path().join(version);
         fs::create_dir(&data).unwrap();
-        text.iter().for_each(|(name, text)| fs::write(data.join(name), text).unwrap());
+        for (name, text) in text {
+            fs::write(data.join(name), text).unwrap();
+        }
     };
     fill("..one", &[("a.yaml", named("a")), ("b.yaml", named("b"))]);
     symlink("..one", folder.path().join("..data")).unwrap();
