@@ -4,6 +4,7 @@ mod bench;
 mod build_ebpf;
 mod cluster;
 mod demo;
+mod e2e;
 mod generate;
 mod image;
 mod kernel;
@@ -60,6 +61,20 @@ enum Command {
         #[command(subcommand)]
         action: cluster::Action,
     },
+    /// The product in a real cluster: brought up, installed by Helm, tested
+    E2e {
+        /// How pods are connected
+        #[arg(long, value_enum, default_value_t = cluster::Cni::Bridge)]
+        cni: cluster::Cni,
+        /// How Services are translated
+        #[arg(long, value_enum, default_value_t = cluster::Proxy::Iptables)]
+        proxy: cluster::Proxy,
+        /// Leave the cluster up
+        #[arg(long)]
+        keep: bool,
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
     /// Build the container image, an OCI archive; its path is the last line printed
     Image {
         /// What for
@@ -85,6 +100,7 @@ fn main() -> ExitCode {
         Some(Command::Gen) => generate::run(),
         Some(Command::Lint) => lint::run(),
         Some(Command::Bench { name }) => bench::run(name),
+        Some(Command::E2e { cni, proxy, keep, filter }) => e2e::run(cluster::Plan { nodes: 2, cni, proxy }, filter.as_deref(), keep),
         Some(Command::Image { platform }) => image::run(&platform),
         Some(Command::Cluster { action }) => return conclude(cluster::run(action)),
     };

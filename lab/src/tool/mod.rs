@@ -31,6 +31,7 @@ sekisho-lab COMMAND
   pin PROCESSOR COMMAND ...                 run COMMAND on that processor only
   pause                                     live until killed
   serve tcp|udp PORT [MESSAGE]              answer what is sent, or MESSAGE to everything
+  serve many tcp:PORT udp:PORT ...          several of the first kind at once
   serve http PORT NAME                      answer GET requests in the name of NAME
   dial tcp|udp ADDR:PORT [--bytes N] [--count N] [--from PORT] [--bind ADDR] [--timeout MS] [--connect no] [--user ID]
   http ADDR:PORT PATH                       one GET request; prints the first line of the answer
@@ -101,6 +102,7 @@ fn run(words: &[&str]) -> Result<bool> {
         ["serve", "tcp", port] => serve::tcp(number(port)?, None),
         ["serve", "tcp", port, message] => serve::tcp(number(port)?, Some(message)),
         ["serve", "udp", port] => serve::udp(number(port)?),
+        ["serve", "many", ports @ ..] => serve::many(ports),
         ["serve", "http", port, name] => serve::http(number(port)?, name),
         ["dial", protocol, target, options @ ..] => dial::main(protocol, target.parse().context("not ADDR:PORT")?, options),
         ["http", target, path] => Ok(dial::http(target.parse().context("not ADDR:PORT")?, path)),

@@ -8,6 +8,29 @@ use anyhow::{Context, Result};
 use super::READY;
 use crate::sys;
 
+/// Several echo servers in one process, each `tcp:PORT` or `udp:PORT`; ready when all of them listen.
+pub(super) fn many(words: &[&str]) -> Result<bool> {
+    let mut running = Vec::new();
+    for word in words {
+        let (protocol, port) = word.split_once(':').with_context(|| format!("{word:?} is not PROTOCOL:PORT"))?;
+        let port = super::number(port)?;
+        running.push(match protocol {
+            "tcp" => {
+                let listener = listen(port)?;
+                std::thread::spawn(move || each(&listener, echo))
+            }
+            "udp" => {
+                let socket = bind(port)?;
+                std::thread::spawn(move || answer(&socket))
+            }
+            _ => anyhow::bail!("{protocol:?} is neither tcp nor udp"),
+        });
+    }
+    println!("{READY}");
+    running.into_iter().for_each(|thread| thread.join().expect("serving does not panic"));
+    Ok(true)
+}
+
 /// Both families at once: an IPv6 socket takes IPv4 as well.
 fn listen(port: u16) -> Result<TcpListener> {
     // Tests hold thousands of connections.
@@ -16,24 +39,33 @@ fn listen(port: u16) -> Result<TcpListener> {
 }
 
 fn each(listener: &TcpListener, serve: impl Fn(TcpStream) + Copy + Send + 'static) {
-    println!("{READY}");
     for stream in listener.incoming().flatten() {
         // A thread that cannot start closes the connection; the client notices.
         let _started = std::thread::Builder::new().stack_size(64 << 10).spawn(move || serve(stream));
     }
 }
 
+fn echo(mut stream: TcpStream) {
+    let mut buffer = [0u8; 16 << 10];
+    while let Ok(got @ 1..) = stream.read(&mut buffer) {
+        if stream.write_all(&buffer[..got]).is_err() {
+            break;
+        }
+    }
+}
+
 /// Sends back what comes, or `message` for everything that comes.
 pub(super) fn tcp(port: u16, message: Option<&str>) -> Result<bool> {
-    let message: Option<&'static str> = message.map(|text| &*text.to_owned().leak());
-    each(&listen(port)?, move |mut stream| {
+    let listener = listen(port)?;
+    println!("{READY}");
+    let Some(message) = message else {
+        each(&listener, echo);
+        return Ok(true);
+    };
+    let message: &'static str = message.to_owned().leak();
+    each(&listener, move |mut stream| {
         let mut buffer = [0u8; 16 << 10];
-        while let Ok(got @ 1..) = stream.read(&mut buffer) {
-            let answer = message.map_or(&buffer[..got], str::as_bytes);
-            if stream.write_all(answer).is_err() {
-                break;
-            }
-        }
+        while matches!(stream.read(&mut buffer), Ok(1..)) && stream.write_all(message.as_bytes()).is_ok() {}
     });
     Ok(true)
 }
@@ -41,7 +73,9 @@ pub(super) fn tcp(port: u16, message: Option<&str>) -> Result<bool> {
 /// A web server that tells who it is.
 pub(super) fn http(port: u16, name: &str) -> Result<bool> {
     let name: &'static str = name.to_owned().leak();
-    each(&listen(port)?, move |mut stream| {
+    let listener = listen(port)?;
+    println!("{READY}");
+    each(&listener, move |mut stream| {
         let mut buffer = [0u8; 4096];
         let Ok(got @ 1..) = stream.read(&mut buffer) else { return };
         let request = String::from_utf8_lossy(&buffer[..got]);
@@ -57,8 +91,16 @@ pub(super) fn http(port: u16, name: &str) -> Result<bool> {
 
 /// Sends back every datagram.
 pub(super) fn udp(port: u16) -> Result<bool> {
-    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).with_context(|| format!("cannot listen on UDP port {port}"))?;
+    let socket = bind(port)?;
     println!("{READY}");
+    answer(&socket)
+}
+
+fn bind(port: u16) -> Result<UdpSocket> {
+    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).with_context(|| format!("cannot listen on UDP port {port}"))
+}
+
+fn answer(socket: &UdpSocket) -> ! {
     let mut buffer = vec![0u8; 64 << 10];
     loop {
         if let Ok((got, from)) = socket.recv_from(&mut buffer) {

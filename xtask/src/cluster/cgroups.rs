@@ -81,3 +81,30 @@ fn inherit_cpuset(parent: &Path, directory: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+/// The processes of a pod on a node.
+pub(crate) fn processes_of_pod(node: &str, uid: &str) -> Result<Vec<u32>> {
+    let root = sekisho_lab::cgroup::mount_point()?.join(CGROUP).join(node);
+    let mut pids = Vec::new();
+    if let Some(directory) = directory_of_pod(&root, uid) {
+        collect_processes(&directory, &mut pids);
+    }
+    Ok(pids)
+}
+
+fn directories(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
+fn directory_of_pod(directory: &Path, uid: &str) -> Option<PathBuf> {
+    let below = directories(directory);
+    let names_it = |path: &&PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().replace('_', "-").contains(uid));
+    below.iter().find(names_it).cloned().or_else(|| below.iter().find_map(|path| directory_of_pod(path, uid)))
+}
+
+fn collect_processes(directory: &Path, pids: &mut Vec<u32>) {
+    let own = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    pids.extend(own.lines().filter_map(|pid| pid.parse::<u32>().ok()));
+    directories(directory).iter().for_each(|below| collect_processes(below, pids));
+}

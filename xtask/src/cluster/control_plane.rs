@@ -1,6 +1,7 @@
 //! etcd, API server, controller manager, scheduler.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -9,7 +10,7 @@ use super::binaries::Programs;
 use super::client::Client;
 use super::pki;
 use super::plan::{self, CONTROL_PLANE};
-use super::site::Site;
+use super::site::{self, Site};
 
 /// The daemons, in the order in which they start.
 pub(super) const DAEMONS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
@@ -21,7 +22,7 @@ pub(super) fn start(programs: &Programs) -> Result<Client> {
     fs::write(site.directory().join("audit-policy.yaml"), include_str!("../../cluster/config/audit.yaml"))?;
     pki::kubeconfig("admin", &plan::root().join("admin.kubeconfig"))?;
     start_etcd(&site)?;
-    start_api_server(&site)?;
+    start_api_server(&site, &[])?;
     let client = Client::connect()?;
     client
         .wait(Duration::from_secs(60), "the API server is ready", |client| {
@@ -34,9 +35,20 @@ pub(super) fn start(programs: &Programs) -> Result<Client> {
     Ok(client)
 }
 
-/// Starts the API server (again), with the same certificates and the same data.
-pub(crate) fn restart_api_server() -> Result<()> {
-    start_api_server(&Site::new(CONTROL_PLANE, &Programs::built()?)?)
+/// Ends the API server, as a crash would.
+pub(crate) fn kill_api_server() -> Result<()> {
+    let pid = site::pid(CONTROL_PLANE, "kube-apiserver").context("the API server does not run")?;
+    sekisho_lab::kill(pid, 9).context("cannot end the API server")
+}
+
+/// Starts the API server again, with the same certificates and the same data, and further arguments.
+pub(crate) fn restart_api_server(more: &[&str]) -> Result<()> {
+    start_api_server(&Site::new(CONTROL_PLANE, &Programs::built()?)?, more)
+}
+
+/// Where the API server writes who asked for what.
+pub(crate) fn audit_log() -> PathBuf {
+    plan::root().join(CONTROL_PLANE).join("audit.log")
 }
 
 fn start_etcd(site: &Site) -> Result<()> {
@@ -46,7 +58,7 @@ fn start_etcd(site: &Site) -> Result<()> {
     site.start("etcd", &words(arguments.into_iter().chain(more), [format!("--data-dir={data}")]))
 }
 
-fn start_api_server(site: &Site) -> Result<()> {
+fn start_api_server(site: &Site, more: &[&str]) -> Result<()> {
     let directory = site.directory().display().to_string();
     let pki = plan::pki().display().to_string();
     let address = plan::control_plane_addresses()[0];
@@ -77,7 +89,7 @@ fn start_api_server(site: &Site) -> Result<()> {
         format!("--audit-log-path={directory}/audit.log"),
         format!("--cert-dir={directory}/certificates"),
     ];
-    site.start("kube-apiserver", &words(fixed, found))
+    site.start("kube-apiserver", &words(fixed.into_iter().chain(more.iter().copied()), found))
 }
 
 fn start_managers(site: &Site) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::workspace::{output, say};
 const SYSCTLS: [&str; 5] = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys"];
 
 /// Removes what there is.
-pub(super) fn down() -> Result<()> {
+pub(crate) fn down() -> Result<()> {
     if !sekisho_lab::is_root() {
         bail!("the cluster was made by root and is removed by root");
     }

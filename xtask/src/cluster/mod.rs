@@ -27,11 +27,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
+use sekisho_lab::Netns;
 
 pub(crate) use binaries::{ensure_helm, ensure_kubeconform};
+pub(crate) use cgroups::processes_of_pod;
 pub(crate) use client::Client;
-pub(crate) use images::import;
-pub(crate) use plan::{Cni, Plan, Proxy};
+pub(crate) use control_plane::{audit_log, kill_api_server, restart_api_server};
+pub(crate) use down::down;
+pub(crate) use images::{PROBE, import};
+pub(crate) use plan::{Cni, Plan, Proxy, node_addresses, node_name, root};
 
 use crate::setup;
 use crate::workspace::say;
@@ -127,4 +131,14 @@ pub(crate) fn up(plan: Plan) -> Result<Client> {
     Plan::complete()?;
     eprintln!("    up in {:.1} s", begin.elapsed().as_secs_f64());
     Ok(client)
+}
+
+/// The control plane's network: neither a pod's nor a node's, so the outside.
+pub(crate) fn control_plane_netns() -> Netns {
+    Netns::at(&plan::netns(plan::CONTROL_PLANE))
+}
+
+/// A node's own network.
+pub(crate) fn node_netns(number: u8) -> Netns {
+    Netns::at(&plan::netns(&node_name(number)))
 }

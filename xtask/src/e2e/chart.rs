@@ -1,0 +1,83 @@
+//! The chart and the manifests, judged by the tools that operators use: kubeconform with the schemas of the very
+//! API server that runs, and that API server itself.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::Stage;
+use crate::cluster::{ensure_helm, ensure_kubeconform, root as cluster_root};
+use crate::workspace::{output, root};
+
+/// Values beside the defaults that change which objects there are.
+const EVERYTHING: [&str; 4] =
+    ["--set", "networkPolicy.enabled=true,records.stdout=true,cluster=c1", "--set", "image.pullSecrets[0].name=s"];
+
+pub(super) fn the_real_tools_take_it(stage: &Stage) -> Result<()> {
+    let schemas = cluster_root().join("schemas");
+    write_schemas(&stage.api.must("GET", "/openapi/v2", None)?.body, &schemas)?;
+    let (helm, chart) = (ensure_helm()?, root().join("deploy/helm"));
+    let rendered = cluster_root().join("rendered.yaml");
+    for values in [&[][..], &EVERYTHING] {
+        let mut template = Command::new(&helm);
+        let text = output(template.args(["template", "sekisho"]).arg(&chart).args(["--namespace", super::NAMESPACE]).args(values))?;
+        fs::write(&rendered, &text)?;
+        conforms(&schemas, &[&rendered])?;
+        stage.client.feed(&["apply", "--server-side", "--dry-run=server", "--force-conflicts", "-f", "-"], &text)?;
+    }
+    conforms(&schemas, &[&root().join("deploy/kubernetes"), &root().join("deploy/examples")])?;
+    let refused = Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(["--set", "mode=loud"]).output()?;
+    ensure!(!refused.status.success(), "the schema lets a mode pass that is none");
+    let plain = fs::read_to_string(root().join("deploy/kubernetes/sekisho.yaml"))?;
+    stage.client.feed(&["apply", "--server-side", "--dry-run=server", "--force-conflicts", "-f", "-"], &plain)?;
+    Ok(())
+}
+
+fn conforms(schemas: &Path, files: &[&Path]) -> Result<()> {
+    let location = format!("{}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json", schemas.display());
+    let mut command = Command::new(ensure_kubeconform()?);
+    command.args(["-strict", "-summary", "-schema-location", &location]).args(files);
+    let report = output(&mut command)?;
+    ensure!(report.contains("Invalid: 0, Errors: 0, Skipped: 0"), "kubeconform: {report}");
+    Ok(())
+}
+
+/// One file per kind, as kubeconform looks for them, out of the API server's own description of itself.
+fn write_schemas(openapi: &Value, directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    let definitions = openapi["definitions"].as_object().context("the API server describes nothing")?;
+    let strict: BTreeMap<&String, Value> = definitions.iter().map(|(name, schema)| (name, closed(schema))).collect();
+    fs::write(directory.join("definitions.json"), json!({"definitions": strict}).to_string())?;
+    for (name, schema) in definitions {
+        let Some(kinds) = schema["x-kubernetes-group-version-kind"].as_array() else { continue };
+        for kind in kinds {
+            let text = |field: &str| kind[field].as_str().unwrap_or_default().to_lowercase();
+            let group = text("group").split('.').next().unwrap_or_default().to_owned();
+            let suffix = if group.is_empty() { format!("-{}", text("version")) } else { format!("-{group}-{}", text("version")) };
+            let schema = json!({"$ref": format!("file://{}/definitions.json#/definitions/{name}", directory.display())});
+            fs::write(directory.join(format!("{}{suffix}.json", text("kind"))), schema.to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// A schema that takes no field it does not know, and finds the others in the same file.
+fn closed(schema: &Value) -> Value {
+    match schema {
+        // A number or a text: its own format is known to Kubernetes alone.
+        Value::Object(fields) if fields.get("format").is_some_and(|format| format == "int-or-string") => json!({}),
+        Value::Object(fields) => {
+            let mut fields: serde_json::Map<String, Value> = fields.iter().map(|(name, value)| (name.clone(), closed(value))).collect();
+            if fields.get("properties").is_some_and(Value::is_object) && !fields.contains_key("additionalProperties") {
+                fields.insert("additionalProperties".to_owned(), false.into());
+            }
+            Value::Object(fields)
+        }
+        Value::Array(values) => values.iter().map(closed).collect(),
+        other => other.clone(),
+    }
+}

@@ -1,0 +1,142 @@
+//! `cargo xtask e2e`: the product in a real cluster. The cluster comes up, the image that `cargo xtask image`
+//! makes is put into its nodes, the chart is installed by Helm, and then every test looks at what really happens:
+//! connections between pods, verdicts in the kernel, what the API server's audit log says was asked.
+//!
+//! Nouns: the [`Stage`] is the cluster with Sekisho installed, on which tests run one after the other. A *probe* is
+//! one attempt of a connection, made from inside a pod's network namespace.
+
+mod agents;
+mod api;
+mod chart;
+mod faults;
+mod grid;
+mod latency;
+mod life;
+mod nodeport;
+mod pods;
+mod probe;
+mod rights;
+mod scenarios;
+mod upgrade;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::cluster::{self, Client, Plan, ensure_helm};
+use crate::image;
+use crate::workspace::{output, root, say};
+use api::Api;
+
+/// Where the chart is installed.
+const NAMESPACE: &str = "sekisho";
+
+/// The cluster with Sekisho installed.
+struct Stage {
+    plan: Plan,
+    client: Client,
+    api: Api,
+}
+
+type Test = (&'static str, fn(&Stage) -> Result<()>);
+
+/// In this order: what is cheap first, what disturbs the cluster last.
+const TESTS: [Test; 11] = [
+    ("chart::the_real_tools_take_it", chart::the_real_tools_take_it),
+    ("life::pods_come_and_go_on_both_nodes", life::pods_come_and_go_on_both_nodes),
+    ("grid::the_truth_table_holds_for_every_policy", grid::the_truth_table_holds_for_every_policy),
+    ("latency::a_policy_is_in_force_within_150_ms", latency::a_policy_is_in_force_within_150_ms),
+    ("life::kubelet_probes_of_an_isolated_pod_keep_passing", life::kubelet_probes_of_an_isolated_pod_keep_passing),
+    ("nodeport::outsiders_do_not_pass_isolation", nodeport::outsiders_do_not_pass_isolation),
+    ("life::a_reused_address_has_its_new_owner", life::a_reused_address_has_its_new_owner),
+    ("faults::a_killed_agent_leaks_and_cuts_nothing", faults::a_killed_agent_leaks_and_cuts_nothing),
+    ("upgrade::a_rolling_update_leaks_and_cuts_nothing", upgrade::a_rolling_update_leaks_and_cuts_nothing),
+    ("faults::without_api_server_verdicts_stay", faults::without_api_server_verdicts_stay),
+    ("rights::used_and_granted_are_the_same", rights::used_and_granted_are_the_same),
+];
+
+/// Runs the tests whose names contain `filter`, on a cluster as planned.
+pub(crate) fn run(plan: Plan, filter: Option<&str>, keep: bool) -> Result<()> {
+    let begin = Instant::now();
+    let chosen: Vec<Test> = TESTS.into_iter().filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter))).collect();
+    if chosen.is_empty() {
+        bail!("no test's name contains {:?}", filter.unwrap_or_default());
+    }
+    let stage = match Stage::set(plan) {
+        Ok(stage) => stage,
+        Err(error) => {
+            for (name, _) in &chosen {
+                println!("test {name} ... did not run");
+            }
+            return Err(error.context("the tests did not run"));
+        }
+    };
+    let mut failed = Vec::new();
+    for (name, test) in &chosen {
+        say(name);
+        let since = Instant::now();
+        let outcome = test(&stage);
+        let took = since.elapsed().as_secs_f64();
+        match &outcome {
+            Ok(()) => println!("test {name} ... ok ({took:.1} s)"),
+            Err(error) => {
+                println!("test {name} ... FAILED ({took:.1} s)\n{error:?}");
+                failed.push(*name);
+            }
+        }
+    }
+    println!("\n{plan}; took {} s", begin.elapsed().as_secs());
+    for name in &failed {
+        println!("failed: {name}");
+    }
+    println!("{} passed, {} failed", chosen.len() - failed.len(), failed.len());
+    drop(stage);
+    if failed.is_empty() && !keep {
+        cluster::down()?;
+    } else {
+        eprintln!("    the cluster is still up; `cargo xtask cluster down` removes it");
+    }
+    if !failed.is_empty() {
+        bail!("tests failed");
+    }
+    Ok(())
+}
+
+impl Stage {
+    /// Cluster, image, chart.
+    fn set(plan: Plan) -> Result<Self> {
+        let helm = ensure_helm()?;
+        let archive = image::build(&[image::Platform::Amd64])?;
+        let client = cluster::up(plan)?;
+        cluster::import(&archive)?;
+        say("install the chart");
+        let begin = Instant::now();
+        let installed = ["upgrade", "--install", "sekisho", "deploy/helm", "--namespace", NAMESPACE, "--create-namespace"];
+        let settings = ["--set", "mode=enforce", "--set", "image.pullPolicy=Never", "--wait", "--timeout", "120s"];
+        let mut command = client.command(&helm);
+        // The same image name may hold another program since the last run: pods take it at their next start.
+        let fresh = format!("podAnnotations.sekisho\\.dev/e2e={}", std::process::id());
+        command.args(installed).args(settings).args(["--set-string", &fresh]).current_dir(root());
+        output(&mut command).with_context(|| agents::describe(&client))?;
+        eprintln!("    ready on every node after {:.1} s", begin.elapsed().as_secs_f64());
+        let api = Api::start(&client)?;
+        Ok(Self { plan, client, api })
+    }
+
+    /// An empty namespace of this name; what was in it before is gone.
+    fn namespace(&self, name: &str) -> Result<()> {
+        self.client.run(&["delete", "namespace", name, "--ignore-not-found", "--wait", "--timeout=60s"])?;
+        let manifest = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {"ns": name}}});
+        self.client.apply(&manifest.to_string())?;
+        let account = ["get", "serviceaccount", "default", "-n", name, "-o", "name"];
+        self.client.wait(Duration::from_secs(20), "the namespace has its service account", |client| Ok(client.try_run(&account)?.is_some()))
+    }
+
+    /// Removes namespaces without waiting for their end.
+    fn forget(&self, names: &[&str]) -> Result<()> {
+        let mut words = vec!["delete", "namespace", "--wait=false", "--ignore-not-found"];
+        words.extend(names);
+        self.client.run(&words).map(drop)
+    }
+}
