@@ -1,6 +1,6 @@
 //! The policy changed since the flow was judged: judge again, at its next packet.
 //!
-//! Same outcome: one store. Another outcome: one CPU claims the change, ends the flow's record and starts it again
+//! Same verdict and reason: one store, and the flow keeps the rule that its first packet met. Another outcome: one CPU claims the change, ends the flow's record and starts it again
 //! with the same birth; the others obey what they found out themselves.
 
 use core::ptr::NonNull;
@@ -41,13 +41,11 @@ pub(crate) fn recall(scratch: &mut Scratch, entry: Entry) {
 pub(crate) extern "C" fn packet(slot: u32, entry: *mut Flow) -> u32 {
     let (Some(scratch), Some(entry)) = (scratch::at(slot), NonNull::new(entry).map(Entry)) else { return PASS };
     let rule = if scratch.mode == mode::OBSERVE { 0 } else { scratch.judgement.rule };
-    let flags = flags(scratch) | (entry.flags & (flow_flags::UNREACHABLE | flow_flags::ADOPTED));
-    if scratch.verdict == entry.verdict && scratch.why == entry.reason && rule == entry.rule {
-        let flow = entry.raw();
-        flow.flags = flags;
-        flow.epoch = scratch.epoch;
+    if scratch.verdict == entry.verdict && scratch.why == entry.reason {
+        entry.raw().epoch = scratch.epoch;
         return KEPT;
     }
+    let flags = flags(scratch) | (entry.flags & (flow_flags::UNREACHABLE | flow_flags::ADOPTED));
     let claim = entry.claim;
     if claim == scratch.epoch || !swap_if(&mut entry.raw().claim, claim, scratch.epoch) {
         entry.count(entry.side(scratch.direction), scratch.segments, scratch.bytes, scratch.packet.tcp_flags, scratch.jiffies);

@@ -156,7 +156,12 @@ impl Agent {
 
     /// Every record in the agent's memory, as JSON.
     pub fn records(&self) -> Result<Vec<Value>> {
-        let answer = self.command(&["observe", "--last", "all", "-o", "json"])?;
+        self.records_of(&[])
+    }
+
+    /// The records that `sekisho observe FILTER` picks.
+    pub fn records_of(&self, filter: &[&str]) -> Result<Vec<Value>> {
+        let answer = self.command(&[&["observe", "--last", "all", "-o", "json"], filter].concat())?;
         if !answer.success() {
             bail!("observe: exit {:?}: {}", answer.code, answer.stderr);
         }
@@ -165,12 +170,22 @@ impl Agent {
 
     /// Waits until a record is there that `wanted` picks, and returns the first.
     pub fn record(&self, what: &str, limit: Duration, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        self.record_of(&[], what, limit, wanted)
+    }
+
+    /// The same among what `sekisho observe FILTER` picks, where there are very many.
+    pub fn record_of(&self, filter: &[&str], what: &str, limit: Duration, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut found = None;
+        let mut seen = Vec::new();
         let outcome = until(limit, what, || {
-            found = self.records()?.into_iter().find(&wanted);
+            seen = self.records_of(filter)?;
+            found = seen.iter().find(|record| wanted(record)).cloned();
             Ok(found.is_some())
         });
-        outcome.with_context(|| format!("records: {:#?}\n{}", self.records().unwrap_or_default(), self.log()))?;
+        outcome.with_context(|| {
+            let last: String = seen.iter().rev().take(20).rev().map(|record| format!("{record}\n")).collect();
+            format!("the last of {} records:\n{last}{}", seen.len(), self.log())
+        })?;
         found.context("just found")
     }
 

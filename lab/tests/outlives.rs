@@ -74,13 +74,12 @@ fn twenty_kills_under_load() -> Result<()> {
     ensure!(took < Duration::from_secs(45), "twenty restarts took {took:?}, longer than the load");
     // One flow, counted through all restarts.
     let exchanges = result["exchanges"].as_u64().unwrap_or(0) / 50;
-    let what = format!("the end of a connection with its {exchanges} exchanges");
-    agent.record(&what, Duration::from_secs(10), |record| {
-        record["kind"] == "end"
-            && record["direction"] == "egress"
-            && record["source"]["pod"]["name"] == "friend"
-            && record["packets"]["forward"].as_u64().is_some_and(|packets| packets >= exchanges)
-    })?;
+    for direction in ["egress", "ingress"] {
+        let what = format!("the {direction} end of a connection with its {exchanges} exchanges");
+        agent.record_of(&["--from-pod", "shop/friend", "--kind", "end"], &what, Duration::from_secs(10), |record| {
+            record["direction"] == direction && record["packets"]["forward"].as_u64().is_some_and(|packets| packets >= exchanges)
+        })?;
+    }
     Ok(())
 }
 

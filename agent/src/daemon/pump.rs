@@ -145,7 +145,7 @@ impl Pump {
             source,
             local: Vec::new(),
             node_addresses: datapath.node_addresses(),
-            compiler: Compiler::new(used),
+            compiler: Compiler::new(used).knowing(journal.rules()),
             compiled: None,
             refused: None,
             applied_ns: now.wall_ns,

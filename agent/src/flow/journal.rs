@@ -7,7 +7,7 @@
 //! Order for the caller: compile (which draws numbers), then [`Journal::refresh`] and hand out the directory, then apply to
 //! the kernel. So no event bears a number whose owner is not written down.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -153,6 +153,11 @@ impl Journal {
         inner.note_rules(rules, boot_ns);
         inner.expire(boot_ns);
         Arc::new(inner.directory(boot_ns))
+    }
+
+    /// What rule numbers mean, those of an earlier run included; in order of their numbers.
+    pub fn rules(&self) -> BTreeMap<u32, RuleRef> {
+        self.lock().rules.iter().map(|(id, rule)| (*id, (*rule.name).clone())).collect()
     }
 
     /// Forgets what left long ago. Answers with a new directory; to be called about once a minute.

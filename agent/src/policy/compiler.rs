@@ -77,6 +77,16 @@ impl Compiler {
         }
     }
 
+    /// The same compiler, with the rule numbers that an earlier run gave: flows in the kernel speak of them, and keep
+    /// their meaning. To be called before the first compile.
+    #[must_use]
+    pub fn knowing(mut self, rules: impl IntoIterator<Item = (u32, RuleRef)>) -> Self {
+        for (number, rule) in rules {
+            self.numbers.rules.know(number, rule);
+        }
+        self
+    }
+
     /// Compiles what `input` says.
     pub fn compile(&mut self, input: &Input<'_>) -> Compiled {
         self.begin();

@@ -17,6 +17,12 @@ impl<K: Eq + Hash> Interner<K> {
         Self { numbers: HashMap::new(), last: used, generation: 0 }
     }
 
+    /// `content` has had this number since an earlier run.
+    pub(super) fn know(&mut self, number: u32, content: K) {
+        self.last = self.last.max(number);
+        self.numbers.insert(Arc::new(content), (number, self.generation));
+    }
+
     /// The number of `content`.
     pub(super) fn number(&mut self, content: K) -> u32 {
         self.intern(content).0

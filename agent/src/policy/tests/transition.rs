@@ -56,6 +56,23 @@ fn numbers_begin_above_those_in_use() {
 }
 
 #[test]
+fn a_rule_keeps_its_number_over_a_restart() {
+    let yaml = pod("a", "10.0.0.1", "app: a", "") + &policy("p", "{ingress: [{ports: [{port: 80}]}, {ports: [{port: 81}]}]}");
+    let snapshot = snapshot_of(&yaml);
+    let numbers = Numbers::default();
+    let before = compile(&mut Compiler::new(UsedIds::default()), &snapshot, &numbers);
+    let used = UsedIds { set: 7, class: 7, table: 7, rule: 1, instance: 0 };
+    let mut compiler = Compiler::new(used).knowing(before.rules.clone());
+    for _ in 0..3 {
+        assert_eq!(compile(&mut compiler, &snapshot, &numbers).rules, before.rules);
+    }
+    let more = snapshot_of(&(yaml + &policy("q", "{ingress: [{ports: [{port: 90}]}]}")));
+    let after = compile(&mut compiler, &more, &numbers).rules;
+    assert_eq!(after.len(), 3);
+    assert!(before.rules.iter().all(|(id, rule)| after[id] == *rule));
+}
+
+#[test]
 fn the_same_again_is_the_same() {
     let yaml = pod("a", "10.0.0.1", "app: a", "")
         + &policy("p", "{ingress: [{from: [{podSelector: {}}, {ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: 80}]}]}");
