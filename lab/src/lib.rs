@@ -12,6 +12,7 @@
 
 mod agent;
 pub mod cgroup;
+mod edits;
 mod lab;
 mod manifest;
 pub mod netlink;
@@ -27,6 +28,7 @@ pub mod tool;
 
 pub use agent::use_programs;
 pub use agent::{Agent, AgentOptions};
+pub use edits::edit_delays;
 pub use lab::{Lab, NODE_NAME};
 pub use netns::Netns;
 pub use place::{Finished, Place, Running, until};

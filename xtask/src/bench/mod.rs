@@ -2,6 +2,7 @@
 //! on the same machine.
 
 mod datapath;
+mod edits;
 mod flows;
 mod rr;
 mod table;
@@ -15,6 +16,8 @@ use clap::ValueEnum;
 pub(crate) enum Name {
     /// Nanoseconds per packet in the kernel programs
     Datapath,
+    /// Milliseconds from an edited manifest to the kernel's verdict
+    Edits,
     /// 50,000 new flows a second for ten seconds: loss, processor, memory
     Flows,
     /// Request and response through a pair of pods, with and without the agent
@@ -24,6 +27,7 @@ pub(crate) enum Name {
 pub(crate) fn run(name: Name) -> Result<()> {
     match name {
         Name::Datapath => datapath::run(),
+        Name::Edits => edits::run(),
         Name::Flows => flows::run(),
         Name::Rr => rr::run(),
     }
