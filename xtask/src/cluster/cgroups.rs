@@ -106,5 +106,7 @@ fn directory_of_pod(directory: &Path, uid: &str) -> Option<PathBuf> {
 fn collect_processes(directory: &Path, pids: &mut Vec<u32>) {
     let own = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
     pids.extend(own.lines().filter_map(|pid| pid.parse::<u32>().ok()));
-    directories(directory).iter().for_each(|below| collect_processes(below, pids));
+    for below in directories(directory) {
+        collect_processes(&below, pids);
+    }
 }

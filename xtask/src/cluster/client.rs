@@ -14,20 +14,21 @@ use super::plan::{self, CONTROL_PLANE, Plan};
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     kubectl: PathBuf,
+    kubeconfig: PathBuf,
 }
 
 impl Client {
     /// To the cluster that is here.
     pub(crate) fn connect() -> Result<Self> {
         Plan::read().context("there is no cluster; bring it up with `cargo xtask cluster up`")?;
-        Ok(Self { kubectl: Programs::built()?.path("kubectl") })
+        Ok(Self { kubectl: Programs::built()?.path("kubectl"), kubeconfig: plan::root().join("admin.kubeconfig") })
     }
 
     /// Any program in the control plane's network, with the administrator's kubeconfig.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", plan::netns(CONTROL_PLANE).display())).arg("--").arg(program);
-        command.env("KUBECONFIG", plan::root().join("admin.kubeconfig"));
+        command.env("KUBECONFIG", &self.kubeconfig);
         command
     }
 

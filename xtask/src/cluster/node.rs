@@ -80,3 +80,18 @@ fn configure(plan: Plan, number: u8, directory: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+/// Lets the CNI give these addresses to the next pod on a node, if they are free then.
+pub(crate) fn give_next(node: &str, addresses: &[IpAddr]) -> Result<()> {
+    let book = plan::root().join(node).join("ipam/cluster");
+    for (range, address) in addresses.iter().enumerate() {
+        // It goes on after the one that it gave last.
+        let before: IpAddr = match address {
+            IpAddr::V4(v4) => std::net::Ipv4Addr::from_bits(v4.to_bits() - 1).into(),
+            IpAddr::V6(v6) => std::net::Ipv6Addr::from_bits(v6.to_bits() - 1).into(),
+        };
+        fs::write(book.join(format!("last_reserved_ip.{range}")), before.to_string())
+            .context("cannot write into the CNI's address book")?;
+    }
+    Ok(())
+}

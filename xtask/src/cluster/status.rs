@@ -31,21 +31,19 @@ pub(super) fn print() -> Result<ExitCode> {
     println!("{plan}; files in {}", plan::root().display());
     let mut dead = 0;
     for (site, daemon) in daemons(plan) {
-        match pid(&site, daemon) {
-            Some(pid) => println!("{site:14} {daemon:24} pid {pid}"),
-            None => {
-                dead += 1;
-                println!("{site:14} {daemon:24} not running, see {}/{site}-{daemon}.log", plan::logs().display());
-            }
+        if let Some(pid) = pid(&site, daemon) {
+            println!("{site:14} {daemon:24} pid {pid}");
+        } else {
+            dead += 1;
+            println!("{site:14} {daemon:24} not running, see {}/{site}-{daemon}.log", plan::logs().display());
         }
     }
     println!();
-    match Client::connect()?.try_run(&["get", "nodes", "-o", "wide"])? {
-        Some(nodes) => print!("{nodes}"),
-        None => {
-            dead += 1;
-            println!("the API server does not answer");
-        }
+    if let Some(nodes) = Client::connect()?.try_run(&["get", "nodes", "-o", "wide"])? {
+        print!("{nodes}");
+    } else {
+        dead += 1;
+        println!("the API server does not answer");
     }
     Ok(if dead == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -56,6 +56,11 @@ impl Stage {
         text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))).collect()
     }
 
+    /// The number of the newest record on a node.
+    pub(super) fn last_record(&self, node: &str) -> Result<u64> {
+        Ok(self.records(node)?.iter().filter_map(|record| record["seq"].as_u64()).max().unwrap_or(0))
+    }
+
     /// Waits until every node's agent is ready, and so are their pods.
     pub(super) fn agents_ready(&self, limit: Duration) -> Result<()> {
         let path = format!("/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=app.kubernetes.io/name=sekisho");

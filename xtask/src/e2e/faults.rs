@@ -30,19 +30,24 @@ pub(super) fn a_killed_agent_leaks_and_cuts_nothing(stage: &Stage) -> Result<()>
     stage.forget(&["e2e-kill"])
 }
 
+/// Ends the API server and lets it return after a while without streaming lists, as servers before 1.34 are.
+pub(super) fn return_without_streaming(stage: &Stage, away: Duration) -> Result<()> {
+    kill_api_server()?;
+    std::thread::sleep(away);
+    restart_api_server(&["--feature-gates=WatchList=false"])?;
+    stage
+        .client
+        .wait(Duration::from_secs(60), "the API server is back", |client| Ok(client.try_run(&["get", "--raw", "/readyz"])?.is_some()))
+}
+
 /// Nothing changes while it is away, agents say since when, and what changes after its return is in force soon. It
-/// returns without streaming lists, as servers before 1.34 are, so agents have to list as well.
+/// returns without streaming lists, so agents have to list as well.
 pub(super) fn without_api_server_verdicts_stay(stage: &Stage) -> Result<()> {
     let crossing = Crossing::make(stage, "e2e-away")?;
     let pods = stage.ready("e2e-away", 3)?;
     let agents = stage.agents()?;
     let seen = crossing.watch(|| {
-        kill_api_server()?;
-        std::thread::sleep(AWAY);
-        restart_api_server(&["--feature-gates=WatchList=false"])?;
-        stage.client.wait(Duration::from_secs(60), "the API server is back", |client| {
-            Ok(client.try_run(&["get", "--raw", "/readyz"])?.is_some())
-        })?;
+        return_without_streaming(stage, AWAY)?;
         std::thread::sleep(BACK);
         Ok(())
     })?;

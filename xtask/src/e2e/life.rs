@@ -1,15 +1,16 @@
 //! Pods' lives: they come and go, their kubelets probe them, their addresses are used again.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Stage;
-use super::pods::{is_ready, server};
+use super::pods::{Pod, is_ready, server};
 use super::probe::{PATIENCE, Protocol, SILENCE, answered_from};
 use super::scenarios::{deny_all, policy};
-use crate::cluster::node_name;
+use crate::cluster::{give_next, node_name};
 
 pub(super) fn pods_come_and_go_on_both_nodes(stage: &Stage) -> Result<()> {
     stage.namespace("e2e-life")?;
@@ -34,7 +35,8 @@ pub(super) fn pods_come_and_go_on_both_nodes(stage: &Stage) -> Result<()> {
     for replicas in [8, 2, 10, 0] {
         stage.api.must("PATCH", path, Some(&json!({"spec": {"replicas": replicas}})))?;
         let pods = stage.ready("e2e-life", replicas)?;
-        for number in stage.plan.numbers().filter(|_| replicas > 0) {
+        // Taking pods away pays no heed to where they are.
+        for number in stage.plan.numbers().filter(|_| replicas >= 8) {
             ensure!(pods.iter().any(|pod| pod.node == node_name(number)), "no pod is on {}", node_name(number));
         }
         stage.covered(Duration::from_secs(20)).with_context(|| format!("with {replicas} replicas"))?;
@@ -69,8 +71,10 @@ pub(super) fn kubelet_probes_of_an_isolated_pod_keep_passing(stage: &Stage) -> R
     stage.forget(&["e2e-probes"])
 }
 
-/// An address allowed by its pod's label loses the permission with the pod, and the next owner has its own.
+/// An address allowed by its pod's label loses the permission with the pod, and the next owner has its own: in the
+/// verdicts from the first connection on, and in the records.
 pub(super) fn a_reused_address_has_its_new_owner(stage: &Stage) -> Result<()> {
+    const ROUNDS: u32 = 12;
     stage.namespace("e2e-reuse")?;
     stage.make(&server("e2e-reuse", "db", Some("node-1"), &json!({"app": "db"})))?;
     let db = stage.ready_pod("e2e-reuse", "db")?;
@@ -79,28 +83,45 @@ pub(super) fn a_reused_address_has_its_new_owner(stage: &Stage) -> Result<()> {
         "ingress": [{"from": [{"podSelector": {"matchLabels": {"may": "yes"}}}]}],
     });
     stage.api.put_policy(&policy("e2e-reuse", "db", &allow))?;
-    let mut seen: Vec<String> = Vec::new();
-    let mut reused = 0;
-    // The address book of the CNI goes round: one pod after the other on the same few addresses.
-    for round in 0..6 {
-        let may = if round % 2 == 0 { "yes" } else { "no" };
+    let mut first: Option<Vec<IpAddr>> = None;
+    let mut book = stage.last_record("node-1")?;
+    for round in 0..ROUNDS {
+        let may = round % 2 == 0;
         let name = format!("client-{round}");
-        stage.make(&pinned(&name, may, &db.node))?;
-        let client = stage.ready_pod("e2e-reuse", &name)?;
-        let address = client.addresses[0].to_string();
-        reused += u32::from(seen.contains(&address));
-        seen.push(address);
-        for address in &db.addresses {
-            let answered = answered_from(&client.netns(), Protocol::Tcp, *address, 80, if round % 2 == 0 { PATIENCE } else { SILENCE })?;
-            ensure!(answered == (round % 2 == 0), "round {round}: may={may}, from {} to {address}: {answered}", client.addresses[0]);
+        if let Some(addresses) = &first {
+            give_next("node-1", addresses)?;
         }
+        stage.make(&server("e2e-reuse", &name, Some("node-1"), &json!({"may": if may { "yes" } else { "no" }})))?;
+        let client = stage.ready_pod("e2e-reuse", &name)?;
+        let wanted = first.get_or_insert_with(|| client.addresses.clone());
+        ensure!(client.addresses == *wanted, "the CNI gave {:?}, not {wanted:?} again", client.addresses);
+        for address in &db.addresses {
+            let answered = answered_from(&client.netns(), Protocol::Tcp, *address, 80, if may { PATIENCE } else { SILENCE })?;
+            ensure!(answered == may, "round {round}: may={may}, to {address}: answered={answered}");
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        book = names_of_source(stage, &client, book)?;
         stage.remove("e2e-reuse", &name)?;
     }
-    eprintln!("    {reused} addresses were used again");
+    eprintln!("    {ROUNDS} owners, one after the other");
     stage.forget(&["e2e-reuse"])
 }
 
-/// A client that asks the CNI for the same address every time.
-fn pinned(name: &str, may: &str, node: &str) -> Value {
-    server("e2e-reuse", name, Some(node), &json!({"may": may}))
+/// Fails unless every record after `book` from the client's addresses names the client, and there is one of each
+/// family; returns how far the book was read.
+fn names_of_source(stage: &Stage, client: &Pod, book: u64) -> Result<u64> {
+    let mut last = book;
+    let mut families = [0; 2];
+    for record in stage.records(&client.node)? {
+        let seq = record["seq"].as_u64().unwrap_or_default();
+        last = last.max(seq);
+        let source = &record["source"];
+        let Some(at) = client.addresses.iter().position(|address| source["ip"] == address.to_string()) else { continue };
+        if seq > book && record["kind"] == "start" {
+            ensure!(source["pod"]["uid"] == client.uid.as_str(), "{} is recorded as {}", client.name, source["pod"]);
+            families[at] += 1;
+        }
+    }
+    ensure!(families.iter().all(|count| *count > 0), "of {} there are {families:?} records", client.name);
+    Ok(last)
 }

@@ -42,7 +42,7 @@ struct Stage {
 type Test = (&'static str, fn(&Stage) -> Result<()>);
 
 /// In this order: what is cheap first, what disturbs the cluster last.
-const TESTS: [Test; 11] = [
+const TESTS: [Test; 12] = [
     ("chart::the_real_tools_take_it", chart::the_real_tools_take_it),
     ("life::pods_come_and_go_on_both_nodes", life::pods_come_and_go_on_both_nodes),
     ("grid::the_truth_table_holds_for_every_policy", grid::the_truth_table_holds_for_every_policy),
@@ -52,6 +52,7 @@ const TESTS: [Test; 11] = [
     ("life::a_reused_address_has_its_new_owner", life::a_reused_address_has_its_new_owner),
     ("faults::a_killed_agent_leaks_and_cuts_nothing", faults::a_killed_agent_leaks_and_cuts_nothing),
     ("upgrade::a_rolling_update_leaks_and_cuts_nothing", upgrade::a_rolling_update_leaks_and_cuts_nothing),
+    ("rights::no_capability_can_be_spared", rights::no_capability_can_be_spared),
     ("faults::without_api_server_verdicts_stay", faults::without_api_server_verdicts_stay),
     ("rights::used_and_granted_are_the_same", rights::used_and_granted_are_the_same),
 ];
@@ -81,7 +82,7 @@ pub(crate) fn run(plan: Plan, filter: Option<&str>, keep: bool) -> Result<()> {
         match &outcome {
             Ok(()) => println!("test {name} ... ok ({took:.1} s)"),
             Err(error) => {
-                println!("test {name} ... FAILED ({took:.1} s)\n{error:?}");
+                println!("test {name} ... FAILED ({took:.1} s)\n    {error:#}");
                 failed.push(*name);
             }
         }

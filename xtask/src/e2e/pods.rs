@@ -60,14 +60,14 @@ impl Stage {
     pub(super) fn ready(&self, namespace: &str, count: usize) -> Result<Vec<Pod>> {
         let path = format!("/api/v1/namespaces/{namespace}/pods");
         let mut pods = Vec::new();
-        let mut seen = String::new();
+        let mut seen: Vec<Value> = Vec::new();
         let outcome = self.client.wait(Duration::from_secs(90), "every pod is ready", |_| {
             pods = self.api.list(&path)?;
             pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
-            seen = pods.iter().map(|pod| format!("{} {}\n", pod["metadata"]["name"], pod["status"])).collect();
+            seen = pods.iter().map(|pod| json!({"pod": pod["metadata"]["name"], "status": pod["status"]})).collect();
             Ok(pods.len() == count && pods.iter().all(is_ready))
         });
-        outcome.with_context(|| format!("{count} pods in {namespace}:\n{seen}"))?;
+        outcome.with_context(|| format!("{count} pods in {namespace}: {}", json!(seen)))?;
         let mut found = pods.iter().map(Pod::of).collect::<Result<Vec<_>>>()?;
         found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)

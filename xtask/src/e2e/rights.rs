@@ -1,12 +1,15 @@
-//! What the agents may do at the API server, and what they did: the audit log is the evidence. A right that was not
-//! used is one too many; a request that was refused is a right too few.
+//! What the agents may do. At the API server: the audit log is the evidence; a right that was not used is one too
+//! many, a request that was refused is a right too few. In the kernel: without any one of its capabilities an agent
+//! does not start, and says which one it lacks.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::faults::return_without_streaming;
 use super::{NAMESPACE, Stage};
 use crate::cluster::audit_log;
 
@@ -15,6 +18,11 @@ type Right = (String, String, String);
 
 pub(super) fn used_and_granted_are_the_same(stage: &Stage) -> Result<()> {
     let granted = granted(stage)?;
+    if !used()?.0.iter().any(|(verb, ..)| verb == "list") {
+        // A server with streaming lists is asked to watch alone. Agents also serve one without.
+        return_without_streaming(stage, Duration::from_secs(1))?;
+        stage.client.wait(Duration::from_secs(60), "agents list", |_| Ok(granted.is_subset(&used()?.0)))?;
+    }
     let (used, refused) = used()?;
     ensure!(!used.is_empty(), "the audit log knows nothing of the agents");
     let tell = |rights: &BTreeSet<Right>| {
@@ -71,4 +79,54 @@ fn used() -> Result<(BTreeSet<Right>, BTreeSet<Right>)> {
         used.insert(right);
     }
     Ok((used, refused))
+}
+
+pub(super) fn no_capability_can_be_spared(stage: &Stage) -> Result<()> {
+    let path = format!("/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/sekisho");
+    let mut set = stage.api.must("GET", &path, None)?.body;
+    let container = set["spec"]["template"]["spec"]["containers"][0].take();
+    let capabilities: Vec<Value> = container["securityContext"]["capabilities"]["add"].as_array().cloned().unwrap_or_default();
+    ensure!(container["securityContext"]["capabilities"]["drop"] == json!(["ALL"]), "not every capability is dropped");
+    ensure!(container["securityContext"]["privileged"].as_bool() != Some(true), "the agent is privileged");
+    let with = |capabilities: &[&Value]| {
+        let mut container = container.clone();
+        container["securityContext"]["capabilities"]["add"] = json!(capabilities);
+        json!({"spec": {"template": {"spec": {"containers": [container]}}}})
+    };
+    let mut outcome = Ok(());
+    for spared in &capabilities {
+        let others: Vec<&Value> = capabilities.iter().filter(|capability| *capability != spared).collect();
+        stage.api.must("PATCH", &path, Some(&with(&others)))?;
+        outcome = refuses_without(stage, spared.as_str().unwrap_or_default());
+        if outcome.is_err() {
+            break;
+        }
+    }
+    stage.api.must("PATCH", &path, Some(&with(&capabilities.iter().collect::<Vec<_>>())))?;
+    stage.client.run(&["-n", NAMESPACE, "rollout", "status", "daemonset/sekisho", "--timeout=120s"])?;
+    outcome
+}
+
+/// Waits until an agent has ended for lack of this capability, with its exit code and the capability's name.
+fn refuses_without(stage: &Stage, capability: &str) -> Result<()> {
+    let pods = format!("/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=app.kubernetes.io/name=sekisho");
+    let mut seen = String::new();
+    let outcome = stage.client.wait(Duration::from_secs(60), "an agent ends", |client| {
+        for pod in stage.api.list(&pods)? {
+            let added = pod["spec"]["containers"][0]["securityContext"]["capabilities"]["add"].to_string();
+            let state = &pod["status"]["containerStatuses"][0];
+            let ended = [&state["state"], &state["lastState"]].into_iter().find(|state| !state["terminated"].is_null());
+            if let (false, Some(ended)) = (added.contains(&format!("\"{capability}\"")), ended) {
+                let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+                let log = client.try_run(&["-n", NAMESPACE, "logs", name, "--tail=3"])?.unwrap_or_default();
+                seen = format!("{}: {log}", ended["terminated"]["exitCode"]);
+                if ended["terminated"]["exitCode"] == 3 && log.contains(capability) {
+                    eprint!("    without {capability}: {log}");
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    });
+    outcome.with_context(|| format!("without {capability} the agent should end with 3 and name it; seen {seen:?}"))
 }
