@@ -4,10 +4,14 @@
 //! everything, and optionally TCP on loopback, which may only ask. A *selection* is a client's filter, applied here so that a
 //! client is sent only what it wants. Every open stream is a reader of the book with a line of its own in the ledger.
 //!
+//! *Probes* are what a kubelet and Prometheus ask over HTTP: alive, ready, metrics.
+//!
 //! It decides nothing: what it says comes from the agent and from the book.
 
 mod end;
 mod listen;
+mod metrics;
+mod probes;
 mod selection;
 mod serve;
 mod service;
@@ -21,6 +25,7 @@ use sekisho_proto as proto;
 use crate::flow::{Book, Header};
 
 pub use end::End;
+pub use probes::{ProbeError, Probes};
 pub use listen::{BindError, Listeners, bind, check_loopback};
 pub use selection::{FilterError, Selection};
 pub use serve::{ServeError, serve};

@@ -107,6 +107,9 @@ pub struct AgentArgs {
     /// Serve gRPC over TCP too, on a loopback address only
     #[arg(long, value_name = "127.0.0.1:PORT", value_parser = values::loopback)]
     pub listen: Option<SocketAddr>,
+    /// Serve Prometheus metrics on /metrics, and /healthz and /readyz, over HTTP
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics: Option<SocketAddr>,
     /// Write every record as a line of JSON into a file, or to stdout with `-`
     #[arg(long, value_name = "PATH or -")]
     pub jsonl: Option<PathBuf>,

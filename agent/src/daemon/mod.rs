@@ -69,6 +69,7 @@ fn run(args: &AgentArgs) -> Result<(), Failure> {
     let mut signals = runtime.block_on(async { Signals::catch() }).map_err(|e| cannot(&e))?;
     let sink = args.jsonl.as_deref().map(|path| open_jsonl(path, args)).transpose()?;
     let listeners = runtime.block_on(api::bind(&args.socket, args.listen)).map_err(|e| cannot(&e))?;
+    let probes = args.metrics.map(|address| runtime.block_on(api::Probes::bind(address))).transpose().map_err(|e| cannot(&e))?;
     let (control, commands) = Control::new();
     let pump = Pump::open(args, commands, control.shared())?;
     let control = Arc::new(control.with_book(pump.book(), pump.header()));
@@ -86,6 +87,10 @@ fn run(args: &AgentArgs) -> Result<(), Failure> {
     }
     info!(node = %args.node_name, mode = %args.mode(), socket = %args.socket.display(), "running");
     let served = runtime.block_on(async {
+        if let Some(probes) = probes {
+            info!(address = probes.address().map(tracing::field::display), "serving metrics and probes");
+            tokio::spawn(probes.serve(control.clone(), stopped.clone()));
+        }
         let serving = tokio::spawn(api::serve(listeners, control.clone(), stopped));
         let ended = tokio::task::spawn_blocking(move || thread.join());
         tokio::pin!(ended);
