@@ -320,3 +320,77 @@ fn what_is_wrong_with_the_machine_is_said_in_a_sentence() -> Result<()> {
         Ok(())
     })
 }
+
+/// Nobody is isolated; the node's addresses are known.
+fn open_tables(lab: &Lab, pods: &[Arc<Manifest>]) -> Tables {
+    let mut tables = Tables::default();
+    for (instance, pod) in (1u32..).zip(pods) {
+        let policy = EndpointPolicy { instance, host_network: pod.host_network, ..EndpointPolicy::default() };
+        tables.endpoints.insert(Arc::clone(&pod.uid), policy);
+    }
+    for ip in [lab.node_v4(), lab.node_v6(), lab.bridge_v4(), lab.bridge_v6()] {
+        let address = sekisho::policy::mapped(ip);
+        tables.addresses.insert(address, AddressEntry { class: 0, instance: 99, flags: address_flags::NODE });
+    }
+    tables
+}
+
+#[test]
+fn pods_are_held_until_their_policy_is_in_force_with_and_without_an_agent() -> Result<()> {
+    let lab = Lab::new("dp-hold")?;
+    let server = lab.pod(PodSpec::new("shop", "server"))?;
+    let (v4, v6) = (server.v4(), server.v6());
+    let _served = [server.serve("tcp", 80)?, server.serve("udp", 53)?];
+    let reaches =
+        |pod: &Pod| -> Result<[bool; 3]> { Ok([pod.reaches("tcp", v4, 80)?, pod.reaches("tcp", v6, 80)?, pod.reaches("udp", v4, 53)?]) };
+    let agent = |pods: &[Arc<Manifest>]| -> Result<Datapath> {
+        lab.node().netns().within(|| {
+            let mut datapath = Datapath::open(&options(&lab, TcBackend::Auto))?;
+            datapath.reconcile(pods);
+            datapath.apply(&open_tables(&lab, pods))?;
+            datapath.set_hold(true);
+            ensure!(datapath.endpoints().all(|endpoint| endpoint.ready), "{:#?}", all(&datapath));
+            Ok(datapath)
+        })
+    };
+    let mut pods = vec![manifest(&server, false)];
+    let mut datapath = agent(&pods)?;
+
+    let new = lab.pod(PodSpec::new("shop", "new").cgroup(CgroupLayout::Cgroupfs))?;
+    ensure!(reaches(&new)? == [false; 3], "held before anybody knows it");
+    let held = datapath.counters()[sekisho_core::counters::HELD as usize];
+    ensure!(held > 0, "and counted");
+    let host = lab.pod(PodSpec::new("shop", "host").host_network())?;
+    ensure!(reaches(&host)? == [true; 3], "a pod on the node's own addresses is never held");
+    pods.push(manifest(&new, false));
+    lab.node().netns().within(|| {
+        datapath.reconcile(&pods);
+        datapath.apply(&open_tables(&lab, &pods))?;
+        Ok(())
+    })?;
+    ensure!(reaches(&new)? == [true; 3], "live: {:#?}", all(&datapath));
+
+    // No agent: what was live stays so, what comes is held.
+    drop(datapath);
+    let late = lab.pod(PodSpec::new("shop", "late"))?;
+    ensure!(reaches(&new)? == [true; 3] && reaches(&late)? == [false; 3], "without an agent");
+    pods.push(manifest(&late, false));
+    let mut datapath = agent(&pods)?;
+    ensure!(reaches(&new)? == [true; 3] && reaches(&late)? == [true; 3], "the next agent lets it go");
+
+    let unknown = lab.pod(PodSpec::new("shop", "unknown"))?;
+    ensure!(reaches(&unknown)? == [false; 3], "still holding");
+    lab.node().netns().within(|| {
+        datapath.set_mode(sekisho_core::layout::mode::AUDIT)?;
+        Ok(())
+    })?;
+    ensure!(reaches(&unknown)? == [true; 3], "nothing is dropped but in mode enforce");
+    lab.node().netns().within(|| {
+        datapath.set_mode(sekisho_core::layout::mode::ENFORCE)?;
+        datapath.set_hold(false);
+        Ok(())
+    })?;
+    ensure!(reaches(&unknown)? == [true; 3], "posture open");
+    ensure!(!files(&lab.pin_dir()).iter().any(|path| path.contains("hold-")), "{:?}", files(&lab.pin_dir()));
+    Ok(())
+}

@@ -63,4 +63,6 @@ counters! {
     NON_IP = 23 "non_ip",
     /// TCP without SYN that belongs to no flow and was dropped.
     NO_CONNECTION = 24 "no_connection",
+    /// Packets of pods whose policy is not in force yet, dropped.
+    HELD = 25 "held",
 }

@@ -295,6 +295,14 @@ boundary! {
         pub spoof_enforce: u32,
     } = 40;
 
+    /// Whether pods are held until their policy is in force, one entry.
+    pub struct Hold {
+        /// 1 = yes.
+        pub on: u32,
+        /// Bit n: pods' cgroups lie n levels below the root.
+        pub levels: u32,
+    } = 8;
+
     /// Who has an address.
     pub struct AddressEntry {
         /// Class for rules; 0 = none matches.

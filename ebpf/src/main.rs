@@ -10,6 +10,7 @@ mod change;
 mod close;
 mod emit;
 mod error;
+mod hold;
 mod hot;
 mod kernel;
 mod maps;
@@ -38,6 +39,8 @@ const SHOT: i32 = 2;
 const BLOCK: i32 = 0;
 /// A cgroup program's yes.
 const PASS: i32 = 1;
+/// A cgroup program's no to what is sent, without an error for the sender.
+const LOSE: i32 = 2;
 
 #[inline(always)]
 fn tc(ctx: &TcContext, direction: u8) -> i32 {
@@ -71,6 +74,19 @@ pub fn cg_egress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(ingress)]
 pub fn cg_ingress(ctx: SkBuffContext) -> i32 {
     cgroup(&ctx, INGRESS)
+}
+
+/// What sockets of any pod send.
+#[cgroup_skb(egress)]
+pub fn hold_egress(ctx: SkBuffContext) -> i32 {
+    // Lost as on a wire: the sender's call does not fail.
+    if hold::packet(kernel::Skb(ctx.as_ptr().cast()), EGRESS) == Fate::Pass { PASS } else { LOSE }
+}
+
+/// What sockets of any pod receive.
+#[cgroup_skb(ingress)]
+pub fn hold_ingress(ctx: SkBuffContext) -> i32 {
+    if hold::packet(kernel::Skb(ctx.as_ptr().cast()), INGRESS) == Fate::Pass { PASS } else { BLOCK }
 }
 
 /// A process connects an IPv4 socket.

@@ -10,7 +10,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue};
 use sekisho_core::counters;
 use sekisho_core::layout::{
     Address, AddressEntry, CidrKey, Clock, Closing, Config, Contacts, Endpoint, EndpointState, EndpointSwept, Flow, FlowEvent,
-    FlowKey4, FlowKey6, FragmentKey, FragmentPorts, ListenerKey, PortKey, Process, RuleKey, Rules, Vip, VipKey,
+    FlowKey4, FlowKey6, FragmentKey, FragmentPorts, Hold, ListenerKey, PortKey, Process, RuleKey, Rules, Vip, VipKey,
 };
 
 const FLOWS: u32 = 1 << 16;
@@ -53,6 +53,13 @@ pub(crate) static CONTACTS: Array<Contacts> = Array::with_max_entries(ENDPOINT_S
 /// Control group id to endpoint number.
 #[map]
 pub(crate) static CG_ENDPOINTS: HashMap<u64, u32> = HashMap::with_max_entries(ENDPOINT_SLOTS, BPF_F_NO_PREALLOC);
+
+/// Whether pods are held until their policy is in force.
+#[map]
+pub(crate) static HOLD: Array<Hold> = Array::with_max_entries(1, 0);
+/// Control groups of pods whose policy is in force.
+#[map]
+pub(crate) static LIVE: HashMap<u64, u32> = HashMap::with_max_entries(ENDPOINT_SLOTS, BPF_F_NO_PREALLOC);
 
 /// Run-time switches.
 #[map]

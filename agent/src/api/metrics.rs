@@ -60,7 +60,12 @@ impl Collector for Moment {
         source(out, status)?;
         maps(out, status)?;
         counters(out, "kernel", "Events that the kernel programs count, by name", by("counter", &status.counters))?;
-        counters(out, "detections_suppressed", "What detections saw and did not count, by kind and reason", by("reason", &status.suppressed))?;
+        counters(
+            out,
+            "detections_suppressed",
+            "What detections saw and did not count, by kind and reason",
+            by("reason", &status.suppressed),
+        )?;
         status.ledger.as_ref().map_or(Ok(()), |ledger| self::ledger(out, ledger))
     }
 }
@@ -68,7 +73,11 @@ impl Collector for Moment {
 fn gauges(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, samples: Vec<Sample>) -> fmt::Result {
     let mut metric = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for (labels, value) in samples {
-        metric.encode_family(&labels)?.encode_gauge(&value)?;
+        if labels.is_empty() {
+            metric.encode_gauge(&value)?;
+        } else {
+            metric.encode_family(&labels)?.encode_gauge(&value)?;
+        }
     }
     Ok(())
 }
@@ -76,7 +85,11 @@ fn gauges(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, samples: Vec<
 fn counters(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, samples: Vec<Sample>) -> fmt::Result {
     let mut metric = out.encode_descriptor(name, help, None, MetricType::Counter)?;
     for (labels, value) in samples {
-        metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(&value, None)?;
+        if labels.is_empty() {
+            metric.encode_counter::<NoLabelSet, _, f64>(&value, None)?;
+        } else {
+            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(&value, None)?;
+        }
     }
     Ok(())
 }
@@ -128,7 +141,12 @@ fn coverage(out: &mut DescriptorEncoder<'_>, status: &proto::StatusResponse) -> 
 }
 
 fn source(out: &mut DescriptorEncoder<'_>, status: &proto::StatusResponse) -> fmt::Result {
-    gauges(out, "refused_objects", "Objects and manifests that are refused now; their previous version is in force", plain(float(status.refused.len() as u64)))?;
+    gauges(
+        out,
+        "refused_objects",
+        "Objects and manifests that are refused now; their previous version is in force",
+        plain(float(status.refused.len() as u64)),
+    )?;
     let Some(source) = &status.source else { return Ok(()) };
     let synced = vec![(vec![("source", source.name.clone())], f64::from(u8::from(source.synced)))];
     gauges(out, "source_synced", "1 = the cluster has been read whole once", synced)?;

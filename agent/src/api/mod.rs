@@ -25,8 +25,8 @@ use sekisho_proto as proto;
 use crate::flow::{Book, Header};
 
 pub use end::End;
-pub use probes::{ProbeError, Probes};
 pub use listen::{BindError, Listeners, bind, check_loopback};
+pub use probes::{ProbeError, Probes};
 pub use selection::{FilterError, Selection};
 pub use serve::{ServeError, serve};
 

@@ -86,10 +86,7 @@ async fn answer(mut stream: TcpStream, agent: Arc<dyn Agent>) -> io::Result<()> 
         "GET" | "HEAD" => tokio::task::spawn_blocking(move || say(&path, &*agent)).await.unwrap_or_else(|_| failed("no answer")),
         _ => ("405 Method Not Allowed", TEXT, "GET or HEAD\n".to_owned()),
     };
-    let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
+    let head = format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).await?;
     if method == "GET" {
         stream.write_all(body.as_bytes()).await?;

@@ -122,6 +122,10 @@ pub struct AgentArgs {
     /// What to do with a flow that no policy allows [default: enforce with --manifests, audit with the API server]
     #[arg(long, value_enum)]
     pub mode: Option<Mode>,
+    /// What a pod may do before its policy is in force: `hold` drops what it sends and gets, `open` lets it pass. In mode
+    /// enforce only; kept while no agent runs [default: open with --manifests, hold with the API server]
+    #[arg(long, value_enum)]
+    pub posture: Option<Posture>,
     /// How to attach to a pod's interface
     #[arg(long, value_enum, default_value_t = TcBackend::Auto)]
     pub tc_backend: TcBackend,
@@ -152,6 +156,12 @@ pub struct AgentArgs {
 }
 
 impl AgentArgs {
+    /// What a pod may do before its policy is in force. In a cluster the API server knows a pod before it starts; in a folder
+    /// it may come later, or never.
+    pub fn posture(&self) -> Posture {
+        self.posture.unwrap_or(if self.manifests.is_some() { Posture::Open } else { Posture::Hold })
+    }
+
     /// Where the inventory comes from; `None` where neither a folder nor an API server is known.
     pub fn source(&self) -> Option<Origin> {
         match (&self.manifests, &self.kubeconfig) {
@@ -202,6 +212,15 @@ impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// What a pod may do before its policy is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Posture {
+    /// Nothing, where policies exist
+    Hold,
+    /// Everything
+    Open,
 }
 
 /// How to attach to a pod's interface.

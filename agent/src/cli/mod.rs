@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 
-pub use args::{AgentArgs, LogFormat, Mode, Origin, TcBackend};
+pub use args::{AgentArgs, LogFormat, Mode, Origin, Posture, TcBackend};
 
 use args::{Cli, Command};
 

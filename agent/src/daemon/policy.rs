@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 
 use super::pump::{Pump, now};
 use crate::api::Refusal;
+use crate::cli::Posture;
 use crate::datapath::ChangeKind;
 use crate::flow::{Body, EndpointView, Explainer};
 use crate::policy::{Compiled, Decision, Input, Question};
@@ -78,6 +79,7 @@ impl Pump {
         self.set_directory(directory);
         match self.datapath.apply(&compiled.tables) {
             Ok(applied) => {
+                self.datapath.set_hold(self.args.posture() == Posture::Hold && !self.snapshot.policies.is_empty());
                 self.warn_anew(&compiled);
                 self.refused = None;
                 self.applied_ns = now.wall_ns;

@@ -124,6 +124,7 @@ impl Datapath {
             self.bump_epoch()?;
         }
         self.attach_ready();
+        self.follow_hold();
         Ok(Applied { changed: verdicts || pointed || !vip.empty(), epoch: self.config.epoch })
     }
 

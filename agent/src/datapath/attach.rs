@@ -32,6 +32,7 @@ const SIDES: [Side; 2] = [
         name: "egress",
         interface: "pod_egress",
         cgroup: "cg_egress",
+        hold: "hold_egress",
         tcx: attach_type::TCX_INGRESS,
         cgroup_type: attach_type::CGROUP_INET_EGRESS,
         hook: Hook::Ingress,
@@ -40,6 +41,7 @@ const SIDES: [Side; 2] = [
         name: "ingress",
         interface: "pod_ingress",
         cgroup: "cg_ingress",
+        hold: "hold_ingress",
         tcx: attach_type::TCX_EGRESS,
         cgroup_type: attach_type::CGROUP_INET_INGRESS,
         hook: Hook::Egress,
@@ -50,6 +52,7 @@ struct Side {
     name: &'static str,
     interface: &'static str,
     cgroup: &'static str,
+    hold: &'static str,
     tcx: u32,
     cgroup_type: u32,
     hook: Hook,
@@ -166,6 +169,26 @@ impl Attacher {
             )?;
         }
         Ok(())
+    }
+
+    /// Attaches what holds new pods to the group that contains them all.
+    pub(super) fn hold(&self, programs: &Programs, root: &PodCgroup) -> io::Result<()> {
+        let dir = File::open(&root.path)?;
+        for side in &SIDES {
+            let program = &programs[side.hold];
+            self.link(
+                &format!("hold-{}-{}", root.id, side.name),
+                program,
+                |info| u64::from(info.ifindex) == root.id & 0xffff_ffff,
+                || bpf::link_cgroup(program.as_fd(), dir.as_fd(), side.cgroup_type),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Holds no pod any more.
+    pub(super) fn hold_none(&self) -> io::Result<()> {
+        self.unpin(|name| name.starts_with("hold-"))
     }
 
     /// Attaches the hooks that tie sockets to processes to the root of the tree.
@@ -289,7 +312,11 @@ fn program_of(name: &str) -> Option<&str> {
         return Some(hook);
     }
     let side = SIDES.iter().find(|side| name.ends_with(&format!("-{}", side.name)))?;
-    Some(if name.starts_with("cg-") { side.cgroup } else { side.interface })
+    Some(match name.split('-').next() {
+        Some("cg") => side.cgroup,
+        Some("hold") => side.hold,
+        _ => side.interface,
+    })
 }
 
 /// The interface index in a TCX link's name.

@@ -21,6 +21,7 @@ impl Datapath {
             self.endpoints.insert(uid, endpoint);
         }
         self.attach_ready();
+        self.follow_hold();
         self.tidy();
         events
     }

@@ -117,11 +117,13 @@ impl AsFd for Loaded {
 /// Programs by name. The ones that the object must have are checked at load.
 pub(super) type Programs = BTreeMap<String, Loaded>;
 
-const REQUIRED: [&str; 11] = [
+const REQUIRED: [&str; 13] = [
     "pod_egress",
     "pod_ingress",
     "cg_egress",
     "cg_ingress",
+    "hold_egress",
+    "hold_ingress",
     "connect4",
     "connect6",
     "sendmsg4",

@@ -35,6 +35,7 @@ impl Datapath {
                 ..self.config
             };
             copy_all(&former, &self.maps)?;
+            copy(&former.live, &self.maps.live)?;
             for (number, endpoint) in former.endpoints.entries()? {
                 self.slots.adopt(number, endpoint.index);
             }

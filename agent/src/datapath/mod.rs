@@ -19,6 +19,7 @@ mod endpoint;
 mod error;
 mod events;
 mod filters;
+mod hold;
 mod journal;
 mod load;
 mod migrate;
@@ -121,6 +122,7 @@ pub struct Datapath {
     /// Closed flows that were popped before their time.
     early: Vec<layout::Closing>,
     sweeper: sweep::Sweeper,
+    holding: hold::Holding,
 }
 
 /// Whether a data path can run here at all: kernel, rights, BTF, cgroup v2. Touches nothing.
@@ -173,6 +175,7 @@ impl Datapath {
             listeners: processes::Listeners::default(),
             early: Vec::new(),
             sweeper: sweep::Sweeper::default(),
+            holding: hold::Holding::default(),
         };
         datapath.take_over()?;
         Ok(datapath)

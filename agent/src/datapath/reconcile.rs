@@ -71,6 +71,7 @@ impl Datapath {
             tracing::warn!(%error, "the node's interfaces cannot be listed");
         }
         self.attach_ready();
+        self.follow_hold();
         self.drop_strangers(pods);
         changes
     }

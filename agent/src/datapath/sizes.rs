@@ -46,6 +46,8 @@ pub(super) fn plan(budget: u64, cpus: u32, page: u32) -> Sizes {
         ("ENDPOINT_SWEPT", ENDPOINTS),
         ("CONTACTS", ENDPOINTS),
         ("CG_ENDPOINTS", ENDPOINTS),
+        // Pods that are gone leave a little later than new ones come.
+        ("LIVE", 2 * ENDPOINTS),
         ("ADDRESSES", hash(4, 112)),
         ("CIDRS", hash(2, 80)),
         ("VIPS", hash(2, 112)),

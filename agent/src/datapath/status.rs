@@ -27,7 +27,7 @@ impl Datapath {
         }
         counted! {
             "ENDPOINTS" endpoints, "CG_ENDPOINTS" cgroups, "ADDRESSES" addresses, "CIDRS" cidrs, "VIPS" vips, "RULES" rules,
-            "PORTS" ports, "SOCKETS" sockets, "LISTENERS" listeners, "JOURNAL" journal, "OWNED" owned,
+            "PORTS" ports, "SOCKETS" sockets, "LISTENERS" listeners, "JOURNAL" journal, "OWNED" owned, "LIVE" live,
         }
         let fixed = [
             ("ENDPOINT_STATES", self.maps.states.max(), self.maps.states.as_fd()),

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use sekisho_core::layout::{
-    Address, AddressEntry, Clock, Closing, Config, Contacts, Endpoint, EndpointState, EndpointSwept, Flow, FlowKey4, FlowKey6, ListenerKey,
-    PortKey, Process, RuleKey, Rules, Vip, VipKey,
+    Address, AddressEntry, Clock, Closing, Config, Contacts, Endpoint, EndpointState, EndpointSwept, Flow, FlowKey4, FlowKey6, Hold,
+    ListenerKey, PortKey, Process, RuleKey, Rules, Vip, VipKey,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -267,6 +267,8 @@ maps! {
     contacts "CONTACTS": Table<u32, Contacts> = Table::open;
     cgroups "CG_ENDPOINTS": Table<u64, u32> = Table::open;
     config "CONFIG": Table<u32, Config> = Table::open;
+    hold "HOLD": Table<u32, Hold> = Table::open;
+    live "LIVE": Table<u64, u32> = Table::open;
     addresses "ADDRESSES": Table<Address, AddressEntry> = Table::open;
     cidrs "CIDRS": Table<CidrPrefix, u32> = Table::open;
     vips "VIPS": Table<VipKey, Vip> = Table::open;

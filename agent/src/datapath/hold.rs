@@ -1,0 +1,135 @@
+//! Holding pods until their policy is in force.
+//!
+//! Where the posture is `hold`, a program stands at the control group that contains all pods (`kubepods`), inherited by groups
+//! that are made later. It lets through what belongs to a *live* pod: one whose endpoint is attached with its policy. It is
+//! pinned as everything else, so a pod that starts while no agent runs waits for the next one.
+//!
+//! The group is learnt from pods of this node, never guessed: on a machine with several nodes each holds its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+
+use sekisho_core::layout::Hold;
+
+use super::Datapath;
+use super::cgroup::PodCgroup;
+
+/// Levels below `kubepods` at which pods lie: guaranteed ones directly, the others in the group of their class.
+const POD_LEVELS: [u32; 2] = [1, 2];
+
+/// What is in the kernel.
+#[derive(Debug, Default)]
+pub(super) struct Holding {
+    wanted: bool,
+    /// Live pods' groups; `None` = not read yet.
+    live: Option<BTreeSet<u64>>,
+    /// Groups that are held, by id, with their level.
+    roots: BTreeMap<u64, u32>,
+    written: Option<Hold>,
+}
+
+impl Datapath {
+    /// Says whether pods without a policy in force are held. Takes effect in mode enforce.
+    pub fn set_hold(&mut self, wanted: bool) {
+        if self.holding.wanted != wanted {
+            let text = if wanted { "pods are held until their policy is in force" } else { "pods are not held" };
+            tracing::info!("{text}");
+        }
+        self.holding.wanted = wanted;
+        self.follow_hold();
+    }
+
+    /// Brings the kernel in step with the endpoints.
+    pub(super) fn follow_hold(&mut self) {
+        if self.applied_once
+            && let Err(error) = self.try_follow_hold()
+        {
+            tracing::warn!(%error, "holding pods could not be brought up to date");
+        }
+    }
+
+    fn try_follow_hold(&mut self) -> io::Result<()> {
+        if !self.holding.wanted {
+            return self.stop_holding();
+        }
+        self.follow_live()?;
+        let mut roots = BTreeMap::new();
+        for cgroup in self.endpoints.values().filter_map(|endpoint| endpoint.cgroup.as_ref()) {
+            if let Some(root) = root_of(cgroup) {
+                roots.entry(root.id).or_insert(root);
+            }
+        }
+        let fresh: Vec<PodCgroup> = roots.into_values().filter(|root| !self.holding.roots.contains_key(&root.id)).collect();
+        let mut levels: u32 = self.holding.written.map_or(0, |hold| hold.levels);
+        for root in &fresh {
+            levels |= POD_LEVELS.iter().fold(0, |bits, below| bits | 1 << (root.level + below).min(31));
+        }
+        self.write_hold(Hold { on: 1, levels })?;
+        for root in fresh {
+            self.attacher.hold(&self.programs, &root)?;
+            tracing::info!(group = %root.path.display(), "new pods are held here");
+            self.holding.roots.insert(root.id, root.level);
+        }
+        Ok(())
+    }
+
+    /// Live pods: those whose programs are attached. They stay so until their group is gone.
+    fn follow_live(&mut self) -> io::Result<()> {
+        let mut live = match self.holding.live.take() {
+            Some(live) => live,
+            None => self.maps.live.entries()?.into_iter().map(|(id, _)| id).collect(),
+        };
+        let mut all_found = true;
+        let mut present = BTreeSet::new();
+        for endpoint in self.endpoints.values() {
+            let Some(cgroup) = &endpoint.cgroup else {
+                all_found = false;
+                continue;
+            };
+            present.insert(cgroup.id);
+            if endpoint.info.ready && !live.contains(&cgroup.id) {
+                self.maps.live.put(&cgroup.id, &1)?;
+                live.insert(cgroup.id);
+            }
+        }
+        // While some pod has not been found, a group that nobody names may be its.
+        if all_found {
+            for gone in live.iter().filter(|id| !present.contains(id)).copied().collect::<Vec<_>>() {
+                self.maps.live.remove(&gone)?;
+                live.remove(&gone);
+            }
+        }
+        self.holding.live = Some(live);
+        Ok(())
+    }
+
+    fn stop_holding(&mut self) -> io::Result<()> {
+        let levels = self.holding.written.map_or(0, |hold| hold.levels);
+        if self.holding.written.is_none_or(|hold| hold.on != 0) {
+            self.write_hold(Hold { on: 0, levels })?;
+            self.attacher.hold_none()?;
+            self.holding.roots.clear();
+        }
+        Ok(())
+    }
+
+    fn write_hold(&mut self, hold: Hold) -> io::Result<()> {
+        if self.holding.written != Some(hold) {
+            self.maps.hold.put(&0, &hold)?;
+            self.holding.written = Some(hold);
+        }
+        Ok(())
+    }
+}
+
+/// The group of all pods above a pod's.
+fn root_of(pod: &PodCgroup) -> Option<PodCgroup> {
+    let below = |above: &std::path::Path| {
+        let name = above.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name == "kubepods" || name == "kubepods.slice" || name.ends_with("-kubepods.slice")
+    };
+    let (up, path) = (0u32..).zip(pod.path.ancestors()).skip(1).find(|(_, path)| below(path))?;
+    let id = std::fs::metadata(path).ok()?.ino();
+    Some(PodCgroup { path: path.into(), id, level: pod.level.checked_sub(up)? })
+}
