@@ -210,7 +210,11 @@ boundary! {
         pub node_netns: u8,
         /// The pod's own addresses.
         pub addresses: [Address; 8],
-    } = 160;
+        /// Networks that it may speak for beside; an unused one is all ones, which no source is.
+        pub sources: [Address; 4],
+        /// Their masks, IPv4 ones beginning with 96 bits; an unused one is all ones.
+        pub masks: [Address; 4],
+    } = 288;
 
     /// What the kernel keeps per endpoint, in `ENDPOINT_STATES`. Only the kernel writes it.
     pub struct EndpointState {

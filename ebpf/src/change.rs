@@ -12,7 +12,7 @@ use sekisho_core::tcp;
 
 use crate::emit::{self, count, stateless};
 use crate::kernel::{swap_if, zero};
-use crate::open::{KEPT, flags, owns};
+use crate::open::{KEPT, flags, lent, owns};
 use crate::promote::{entered, left};
 use crate::scratch::{self, Scratch};
 use crate::slow::{DROP, PASS};
@@ -29,7 +29,7 @@ pub(crate) fn recall(scratch: &mut Scratch, entry: Entry) {
     if scratch.direction == EGRESS || scratch.cause != 0 {
         return;
     }
-    let own = tables::endpoint(scratch.endpoint).is_none_or(|endpoint| owns(endpoint, &entry.local));
+    let own = tables::endpoint(scratch.endpoint).is_none_or(|endpoint| owns(endpoint, &entry.local) || lent(endpoint, &entry.local) != 0);
     if entry.reason == reason::SPOOFED_SOURCE && (!own || entry.mac != [0; 6]) {
         scratch.cause = reason::SPOOFED_SOURCE;
     }

@@ -229,7 +229,7 @@ impl Key6 {
 }
 
 #[inline(always)]
-fn words(address: &[u8; 16]) -> [u64; 2] {
+pub(crate) fn words(address: &[u8; 16]) -> [u64; 2] {
     // SAFETY: 16 readable bytes.
     unsafe { core::ptr::from_ref(address).cast::<[u64; 2]>().read_unaligned() }
 }

@@ -14,7 +14,7 @@ use sekisho_core::verdict::{Question, isolated, judge, settle};
 use crate::budget::{self, config};
 use crate::{change, close, own_node};
 use crate::emit::{self, count, stateless};
-use crate::hot::equal;
+use crate::hot::{equal, words};
 use crate::kernel::{Direct, Skb, add, zero};
 use crate::promote::left;
 use crate::scratch::{self, Scratch, task};
@@ -192,10 +192,24 @@ fn admit(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     if owns(endpoint, &ends.remote) {
         return PASS;
     }
-    if scratch.cause == 0 && (!(owns(endpoint, &ends.local) || link_local(&ends.local)) || foreign_mac(ctx, scratch, endpoint)) {
+    let own = owns(endpoint, &ends.local) || link_local(&ends.local);
+    if scratch.cause == 0 && if own { foreign_mac(ctx, scratch, endpoint) } else { lent(endpoint, &ends.local) == 0 } {
         scratch.cause = reason::SPOOFED_SOURCE;
     }
     ADMITTED
+}
+
+/// Whether the endpoint may speak for an address that is not its own: 1 = yes.
+#[inline(never)]
+pub(crate) fn lent(endpoint: &Endpoint, address: &[u8; 16]) -> u32 {
+    let address = words(address);
+    for (source, mask) in endpoint.sources.iter().zip(&endpoint.masks) {
+        let (source, mask) = (words(source), words(mask));
+        if ((address[0] ^ source[0]) & mask[0]) | ((address[1] ^ source[1]) & mask[1]) == 0 {
+            return 1;
+        }
+    }
+    0
 }
 
 /// Whether the frame bears another MAC than the pod's.

@@ -86,6 +86,25 @@ fn a_forged_source_is_called_out() -> Result<()> {
     Ok(())
 }
 
+/// What a pod was lent by its annotation it may use, and nothing else.
+#[test]
+fn lent_sources_pass() -> Result<()> {
+    let lab = Lab::new("odd-lent")?;
+    let router = lab.pod(PodSpec::new("shop", "router").annotation("sekisho.dev/allow-sources", "198.51.100.0/24"))?;
+    let agent = Agent::start(&lab, &[])?;
+    let target = format!("{}:9000", lab.outside_v4());
+    for (source, arrives) in [("198.51.100.7", true), ("203.0.113.7", false)] {
+        let sniffer = Sniffer::start(lab.outside().netns(), "eth0")?;
+        router.tool(&["spray", "udp", source, &target, "20", "100"])?;
+        let source: IpAddr = source.parse()?;
+        let arrived = sniffer.total(|flow| flow.heading == Heading::In && flow.source.0 == source)?;
+        ensure!(arrived.packets == if arrives { 20 } else { 0 }, "from {source}: {arrived:?}");
+    }
+    let start = agent.record("the lent source", SOON, |record| record["kind"] == "start" && record["source"]["ip"] == "198.51.100.7")?;
+    ensure!(start["verdict"] == "allowed" && start["reason"].is_null(), "{start:#}");
+    Ok(())
+}
+
 /// A connection older than the agent goes on, and is recorded as one whose beginning nobody saw.
 #[test]
 fn older_connections_are_adopted() -> Result<()> {

@@ -124,6 +124,51 @@ fn counts_equal_the_wire_everywhere() -> Result<()> {
     Ok(())
 }
 
+/// Closed or refused, a connection ends once at each end, with all that passed in it.
+#[test]
+fn every_connection_ends_once() -> Result<()> {
+    const EACH: u64 = 30;
+    let Shop { lab, database, api, .. } = shop("records-ends")?;
+    let _serving = database.serve("tcp", 5432)?;
+    let agent = Agent::start(&lab, &[])?;
+    for v6 in [false, true] {
+        let target = std::net::SocketAddr::new(database.address(v6), 5432).to_string();
+        ensure!(api.tool(&["dial", "tcp", &target, "--count", &EACH.to_string()])?.success(), "v6 {v6}: works");
+    }
+    let target = std::net::SocketAddr::new(api.v4(), 99).to_string();
+    for _ in 0..EACH {
+        ensure!(!database.tool(&["dial", "tcp", &target])?.success(), "nobody listens");
+    }
+    let ends = || -> Result<Vec<Value>> {
+        let all = agent.records()?.into_iter();
+        Ok(all.filter(|record| record["kind"] == "end" && record["protocol"] == "TCP").collect())
+    };
+    // Two families and the refused ones, at two ends each.
+    let expected = usize::try_from(3 * 2 * EACH)?;
+    let begin = std::time::Instant::now();
+    while ends()?.len() < expected {
+        ensure!(begin.elapsed() < Duration::from_secs(15), "{} of {expected} ended", ends()?.len());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // Whoever would tell an end twice has time for it.
+    std::thread::sleep(Duration::from_secs(3));
+    let mut seen = std::collections::HashSet::new();
+    for end in ends()? {
+        ensure!(seen.insert(end["flow_id"].to_string()), "ended twice: {end:#}");
+        let refused = end["destination"]["port"] == 99;
+        let why = if refused { "rst" } else { "fin" };
+        ensure!(end["end_reason"] == why, "{end:#}");
+        if refused {
+            ensure!(end["packets"]["forward"] == 1 && end["packets"]["reply"] == 1, "{end:#}");
+        } else {
+            // Handshake, question, answer, both FINs and what acknowledges them: never less.
+            ensure!(end["packets"]["forward"].as_u64() >= Some(4) && end["packets"]["reply"].as_u64() >= Some(3), "{end:#}");
+        }
+    }
+    ensure!(seen.len() == expected, "{} ends of {expected}", seen.len());
+    Ok(())
+}
+
 #[test]
 fn a_denied_flow_says_why() -> Result<()> {
     let Shop { lab, database, api, stranger } = shop("records-denied")?;

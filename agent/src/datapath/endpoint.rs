@@ -67,6 +67,8 @@ pub struct EndpointInfo {
     pub addresses: Vec<IpAddr>,
     /// MAC of the judged interface, inside.
     pub mac: Option<[u8; 6]>,
+    /// Networks beside that it may speak for, as its annotation says.
+    pub sources: Vec<ipnet::IpNet>,
     /// What its namespace calls the node's, plus one; 0 where it has no number for it.
     pub node_netns: u8,
     /// How it is attached.

@@ -67,6 +67,7 @@ impl Datapath {
             self.endpoints.insert(Arc::clone(&pod.uid), Endpoint::new(pod));
         }
         self.find_cgroups(pods);
+        self.note_sources(pods);
         if let Err(error) = self.find_places(pods, &mut changes) {
             tracing::warn!(%error, "the node's interfaces cannot be listed");
         }
@@ -74,6 +75,19 @@ impl Datapath {
         self.follow_hold();
         self.drop_strangers(pods);
         changes
+    }
+
+    fn note_sources(&mut self, pods: &[Arc<Pod>]) {
+        for pod in pods {
+            if let Some(endpoint) = self.endpoints.get_mut(&pod.uid)
+                && endpoint.info.sources != pod.allow_sources
+            {
+                endpoint.info.sources.clone_from(&pod.allow_sources);
+                if pod.allow_sources.len() > SOURCES {
+                    tracing::warn!(pod = %pod.name, "sekisho.dev/allow-sources: only the first {SOURCES} networks are in force");
+                }
+            }
+        }
     }
 
     /// Every local pod, found or not.
@@ -119,7 +133,12 @@ impl Datapath {
         }
         changes.push(EndpointChange { uid: Arc::clone(&endpoint.info.uid), number, kind: ChangeKind::Gone });
         let info = &mut endpoint.info;
-        *info = EndpointInfo { uid: Arc::clone(&info.uid), host_network: info.host_network, ..EndpointInfo::default() };
+        *info = EndpointInfo {
+            uid: Arc::clone(&info.uid),
+            host_network: info.host_network,
+            sources: std::mem::take(&mut info.sources),
+            ..EndpointInfo::default()
+        };
         endpoint.written = None;
         endpoint.nsid = None;
         endpoint.one_way = 0;
@@ -383,6 +402,9 @@ fn settled(endpoint: &Endpoint, pod: &Pod, surroundings: &mut Surroundings<'_>) 
     if addresses.is_empty() { Settled::Lost } else { Settled::Moved(addresses) }
 }
 
+/// Networks that an endpoint may speak for.
+const SOURCES: usize = 4;
+
 fn entry(info: &EndpointInfo, policy: &EndpointPolicy, established_cap: u32, answered_cap: u32) -> layout::Endpoint {
     let mut flags = 0;
     if policy.isolated[usize::from(layout::EGRESS)] {
@@ -406,11 +428,21 @@ fn entry(info: &EndpointInfo, policy: &EndpointPolicy, established_cap: u32, ans
         answered_cap,
         mac: info.mac.unwrap_or_default(),
         node_netns: info.node_netns,
+        sources: [[0xff; 16]; SOURCES],
+        masks: [[0xff; 16]; SOURCES],
         ..layout::Endpoint::ZERO
     };
     for (slot, address) in entry.addresses.iter_mut().zip(&info.addresses) {
         *slot = boundary(*address);
         entry.address_count += 1;
+    }
+    for (slot, net) in info.sources.iter().take(SOURCES).enumerate() {
+        entry.sources[slot] = boundary(net.network());
+        // IPv4 in its v4-mapped form: the first 96 bits are its prefix.
+        entry.masks[slot] = match net.netmask() {
+            IpAddr::V4(mask) => (u128::from(mask.to_bits()) | !u128::from(u32::MAX)).to_be_bytes(),
+            IpAddr::V6(mask) => mask.octets(),
+        };
     }
     entry
 }

@@ -76,6 +76,29 @@ fn own_and_link_local_sources_are_no_forgery() {
     assert_eq!((node.count(c::SPOOFED), POD_MAC[0]), (0, 2));
 }
 
+/// A pod may be lent networks to speak for: routers, virtual machines. It is judged as itself all the same.
+#[test]
+fn lent_sources_are_no_forgery() {
+    let node = node::start(endpoint_flags::ISOLATED_EGRESS);
+    node.put("CONFIG", &0u32, &Config { spoof_enforce: 1, ..node::config(1) }).expect("writes");
+    let mut endpoint = node::endpoint(endpoint_flags::ISOLATED_EGRESS);
+    // 10.1.0.8/29 and fd00::8/125 hold the stranger and not the peer.
+    endpoint.sources[0] = sekisho_core::parse::mapped([10, 1, 0, 8]);
+    endpoint.masks[0] = (!7u128).to_be_bytes();
+    endpoint.sources[1] = (0xfd00_u128 << 112 | 8).to_be_bytes();
+    endpoint.masks[1] = (!7u128).to_be_bytes();
+    node.put("ENDPOINTS", &1u32, &endpoint).expect("writes");
+    for v6 in [false, true] {
+        assert_eq!(node::egress(&node, &from(Who::Stranger, v6, 53)), PASS);
+        assert_eq!(node::egress(&node, &from(Who::Stranger, v6, 99)), DROP, "no rule allows that port");
+        assert_eq!(node.count(c::SPOOFED), 0);
+    }
+    for v6 in [false, true] {
+        assert_eq!(node::egress(&node, &from(Who::Node, v6, 53)), DROP, "outside of it");
+    }
+    assert_eq!(node.count(c::SPOOFED), 2);
+}
+
 /// Under the key of a live connection: it goes on, the forger is dropped.
 #[test]
 fn a_forger_does_not_reach_a_live_connection() {

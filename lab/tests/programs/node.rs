@@ -97,8 +97,18 @@ pub(super) fn fill(programs: &Programs, isolated: u32) {
 
 /// The pod.
 pub(super) fn endpoint(flags: u32) -> Endpoint {
-    let mut endpoint =
-        Endpoint { set: 7, instance: 1, flags, established_cap: 10, answered_cap: 10, mac: POD_MAC, address_count: 2, ..Endpoint::ZERO };
+    let mut endpoint = Endpoint {
+        set: 7,
+        instance: 1,
+        flags,
+        established_cap: 10,
+        answered_cap: 10,
+        mac: POD_MAC,
+        address_count: 2,
+        sources: [[0xff; 16]; 4],
+        masks: [[0xff; 16]; 4],
+        ..Endpoint::ZERO
+    };
     endpoint.addresses[0] = address(Who::Pod, false);
     endpoint.addresses[1] = address(Who::Pod, true);
     endpoint
