@@ -17,6 +17,7 @@ mod pods;
 mod probe;
 mod rights;
 mod scenarios;
+mod services;
 mod upgrade;
 
 use std::time::{Duration, Instant};
@@ -42,13 +43,14 @@ struct Stage {
 type Test = (&'static str, fn(&Stage) -> Result<()>);
 
 /// In this order: what is cheap first, what disturbs the cluster last.
-const TESTS: [Test; 12] = [
+const TESTS: [Test; 13] = [
     ("chart::the_real_tools_take_it", chart::the_real_tools_take_it),
     ("life::pods_come_and_go_on_both_nodes", life::pods_come_and_go_on_both_nodes),
     ("grid::the_truth_table_holds_for_every_policy", grid::the_truth_table_holds_for_every_policy),
     ("latency::a_policy_is_in_force_within_150_ms", latency::a_policy_is_in_force_within_150_ms),
     ("life::kubelet_probes_of_an_isolated_pod_keep_passing", life::kubelet_probes_of_an_isolated_pod_keep_passing),
     ("nodeport::outsiders_do_not_pass_isolation", nodeport::outsiders_do_not_pass_isolation),
+    ("services::a_service_is_judged_by_its_backends", services::a_service_is_judged_by_its_backends),
     ("life::a_reused_address_has_its_new_owner", life::a_reused_address_has_its_new_owner),
     ("faults::a_killed_agent_leaks_and_cuts_nothing", faults::a_killed_agent_leaks_and_cuts_nothing),
     ("upgrade::a_rolling_update_leaks_and_cuts_nothing", upgrade::a_rolling_update_leaks_and_cuts_nothing),
