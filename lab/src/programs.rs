@@ -3,17 +3,24 @@
 //! For tests and benches of the data path that need no interface: the maps are filled by hand, a frame goes
 //! in, a verdict comes out, and the maps and the rings tell what the program did. Needs root.
 
+mod group;
+mod varied;
+
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{ArrayOfMaps, MapData, PerCpuArray, RingBuf};
-use aya::programs::{Program, TestRun, TestRunOptions};
+use aya::programs::{CgroupAttachMode, Program, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use sekisho_core::counters;
 use sekisho_core::layout::FlowEvent;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+pub use group::Group;
+pub use varied::{Idle, Varied};
 
 /// Builds the kernel programs of this repository and returns their object, or reads the one that
 /// `SEKISHO_EBPF_OBJECT` names: a machine without a compiler brings it along.
@@ -121,6 +128,26 @@ impl Programs {
             _ => bail!("{program} cannot be run on a frame"),
         };
         Ok(Outcome { code: result.return_value.cast_signed(), time: result.duration })
+    }
+
+    /// Wraps a classifier so that each of its runs finds the 16-bit field at `field` of the frame one higher.
+    pub fn vary(&self, program: &str, field: u16) -> Result<Varied> {
+        match self.bpf.program(program).with_context(|| format!("no program {program}"))? {
+            Program::SchedClassifier(p) => Varied::around(p.fd()?.as_fd(), field),
+            _ => bail!("{program} is no classifier"),
+        }
+    }
+
+    /// Does something while the program of sockets `program` is attached to a control group.
+    pub fn attached<T>(&mut self, program: &str, group: &File, during: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Program::CgroupSockAddr(p) = self.bpf.program_mut(program).with_context(|| format!("no program {program}"))? else {
+            bail!("{program} judges no addresses of sockets");
+        };
+        // With links, "single" lets others stay beside it.
+        let link = p.attach(group, CgroupAttachMode::Single)?;
+        let done = during();
+        p.detach(link)?;
+        done
     }
 
     /// Mean time of a program that does nothing, on the same frame: what the machinery of a run itself costs.

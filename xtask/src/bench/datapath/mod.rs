@@ -1,0 +1,150 @@
+//! `cargo xtask bench datapath`: what a packet costs in the kernel programs, over a program that does nothing,
+//! measured in between. Needs root.
+//!
+//! Existing flows: one packet, repeated. What happens once in a flow's life (opening, promotion, close): rounds of
+//! thousands of flows, one packet of each. Everything is on: both directions isolated, budgets, events, spoof check.
+
+mod node;
+mod packets;
+mod rounds;
+mod sockets;
+
+use anyhow::Result;
+use sekisho_core::layout::{EGRESS, INGRESS};
+use sekisho_core::tcp::{ACK, FIN, SYN};
+use sekisho_lab::programs::Group;
+
+use self::packets::{Family, Packet, Peer, SERVICE, Transport};
+use self::rounds::Bench;
+use super::table::Table;
+
+/// Nanoseconds over an empty program that an existing flow may cost.
+const EXISTING4: f64 = 40.0;
+const EXISTING6: f64 = 48.0;
+/// And a new one.
+const NEW: f64 = 520.0;
+/// Instructions that the verifier may walk for a packet program: more make a slow start where there is no hardware help.
+const VERIFIED: u32 = 30_000;
+
+/// Measures, prints, and fails where a bar is broken.
+pub(crate) fn run() -> Result<()> {
+    let mut table = Table::new();
+    for policies in [10, 10_000] {
+        let mut bench = Bench::new(policies)?;
+        for family in [Family::V4, Family::V6] {
+            bars(&mut bench, &mut table, family, policies)?;
+        }
+        if policies == 10 {
+            for family in [Family::V4, Family::V6] {
+                lives(&mut bench, &mut table, family)?;
+            }
+            groups(&mut bench, &mut table)?;
+            instructions(&bench, &mut table)?;
+        }
+    }
+    table.finish()
+}
+
+const fn packet(family: Family, direction: u8, transport: Transport) -> Packet {
+    Packet { family, peer: Peer::Friend, direction, transport, dialled: EGRESS, service: SERVICE }
+}
+
+const fn tcp(family: Family, direction: u8, flags: u8) -> Packet {
+    packet(family, direction, Transport::Tcp(flags))
+}
+
+/// What has a bar, with few policies and with many.
+fn bars(bench: &mut Bench, table: &mut Table, family: Family, policies: u32) -> Result<()> {
+    let name = family.name();
+    let handshake = [tcp(family, EGRESS, SYN), tcp(family, INGRESS, SYN | ACK), tcp(family, EGRESS, ACK), tcp(family, EGRESS, ACK)];
+    let bar = if family == Family::V4 { EXISTING4 } else { EXISTING6 };
+    let existing = bench.existing(&handshake, node::INTERFACE)?;
+    table.at_most(&format!("existing {name} flow, {policies} policies"), existing, bar, "ns");
+    let out = tcp(family, EGRESS, SYN);
+    let incoming = Packet { dialled: INGRESS, ..tcp(family, INGRESS, SYN) };
+    let news = [
+        ("allowed by a rule for its port, out", out, node::INTERFACE),
+        ("allowed by a rule for its port, in", incoming, node::INTERFACE),
+        ("of a pod that nothing isolates", out, node::OPEN_INTERFACE),
+    ];
+    for (what, first, interface) in news {
+        let costs = bench.life(&[first], interface)?;
+        for cost in costs {
+            table.at_most(&format!("new {name} flow {what}, {policies} policies"), cost, NEW, "ns");
+        }
+    }
+    Ok(())
+}
+
+/// The stations of flows' lives.
+fn lives(bench: &mut Bench, table: &mut Table, family: Family) -> Result<()> {
+    let name = family.name();
+    let connection = [
+        tcp(family, EGRESS, SYN),
+        tcp(family, INGRESS, SYN | ACK),
+        tcp(family, EGRESS, ACK),
+        tcp(family, INGRESS, ACK),
+        tcp(family, EGRESS, FIN | ACK),
+        tcp(family, INGRESS, FIN | ACK),
+        tcp(family, EGRESS, ACK),
+    ];
+    let stations = ["opening", "answer", "promotion", "data, of another flow each", "first FIN", "second FIN", "close and burial"];
+    told(table, &format!("{name} connection: "), &stations, bench.life(&connection, node::INTERFACE)?);
+    let datagrams = [packet(family, EGRESS, Transport::Udp), packet(family, INGRESS, Transport::Udp)];
+    told(table, &format!("{name} datagrams: "), &["first", "first reply, promotion"], bench.life(&datagrams, node::INTERFACE)?);
+    let denied = Packet { peer: Peer::Stranger, ..tcp(family, EGRESS, SYN) };
+    told(table, &format!("{name} denied: "), &["first packet", "second packet"], bench.life(&[denied, denied], node::INTERFACE)?);
+    let again = bench.existing(&[denied, denied], node::INTERFACE)?;
+    table.told(&format!("{name} denied: one flow's packets"), ns(again));
+    let alone = bench.alone(&tcp(family, EGRESS, SYN), node::INTERFACE)?;
+    table.told(&format!("new {name} flow, one per system call"), ns(alone));
+    let full = bench.crowded(&tcp(family, EGRESS, SYN), node::OPEN_INTERFACE)?;
+    table.told(&format!("new {name} flow where another must go"), ns(full));
+    Ok(())
+}
+
+fn told(table: &mut Table, of: &str, stations: &[&str], costs: Vec<f64>) {
+    for (station, cost) in stations.iter().zip(costs) {
+        table.told(&format!("{of}{station}"), ns(cost));
+    }
+}
+
+fn ns(cost: f64) -> String {
+    format!("{cost:.0} ns")
+}
+
+/// What hangs on control groups.
+fn groups(bench: &mut Bench, table: &mut Table) -> Result<()> {
+    let group = Group::enter(&format!("sekisho-bench-{}", std::process::id()))?;
+    node::own(&bench.programs, group.id()?)?;
+    for family in [Family::V4, Family::V6] {
+        let handshake = [tcp(family, EGRESS, SYN), tcp(family, INGRESS, SYN | ACK), tcp(family, EGRESS, ACK)];
+        for (direction, side) in [(EGRESS, "out"), (INGRESS, "in")] {
+            let [first, second, third] = handshake;
+            let cost = bench.existing_at_group(&[first, second, third, tcp(family, direction, ACK)])?;
+            table.told(&format!("at a control group: existing {} flow, {side}", family.name()), ns(cost));
+        }
+    }
+    let programs = &mut bench.programs;
+    let known = sockets::added(programs, &group, "connect4", sockets::connect()?)?;
+    let new = sockets::added(programs, &group, "connect4", sockets::connect_anew()?)?;
+    let sent = sockets::added(programs, &group, "sendmsg4", sockets::send()?)?;
+    table.told("connect4 adds to a connect of a known socket", ns(known));
+    table.told("connect4 adds to a connect of a new socket", ns(new));
+    table.told("sendmsg4 adds to a datagram", ns(sent));
+    Ok(())
+}
+
+/// How much the verifier has to walk.
+fn instructions(bench: &Bench, table: &mut Table) -> Result<()> {
+    for name in bench.programs.names() {
+        let verified = bench.programs.verified(&name)?;
+        let what = format!("verified instructions of {name}");
+        if ["pod_egress", "pod_ingress", "cg_egress", "cg_ingress"].contains(&name.as_str()) {
+            table.at_most(&what, verified.into(), VERIFIED.into(), "");
+        } else {
+            table.told(&what, verified);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! Measuring: one packet repeated, or one packet each of thousands of flows, through a program and, in between,
+//! through one that does nothing. Results are nanoseconds over the latter: lower quartile less lower quartile, because
+//! whatever else runs on the machine only ever adds.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use sekisho_core::layout::{EGRESS, FlowKey4, FlowKey6};
+use sekisho_lab::programs::{Idle, Programs, Skb, Varied};
+
+use super::node;
+use super::packets::{FIRST, Family, Packet, Peer, SERVICE, Transport};
+
+/// Flows of one round: thousands, so that nothing but the tables decides how warm the caches are.
+const FLOWS: u16 = 2_048;
+/// Rounds of flows.
+const ROUNDS: usize = 41;
+/// Runs of one and the same packet in a row, and how often.
+const REPEAT: u32 = 50_000;
+const REPEATS: usize = 25;
+
+/// Loaded programs and what to measure them with.
+pub(super) struct Bench {
+    /// The programs.
+    pub(super) programs: Programs,
+    wrapped: BTreeMap<(&'static str, u16), Varied>,
+    idle: Idle,
+}
+
+impl Bench {
+    pub(super) fn new(policies: u32) -> Result<Self> {
+        Ok(Self { programs: node::prepare(policies)?, wrapped: BTreeMap::new(), idle: Idle::new()? })
+    }
+
+    /// Cost of the last packet of a flow that has seen the others already.
+    pub(super) fn existing(&mut self, packets: &[Packet], interface: u32) -> Result<f64> {
+        let (last, before) = packets.split_last().context("no packet")?;
+        let skb = Skb { ifindex: interface, ..Skb::default() };
+        for packet in before {
+            self.programs.run(program(packet), &packet.frame(), skb, 1)?;
+        }
+        let frame = last.frame();
+        let mut samples = Samples::default();
+        for _ in 0..REPEATS {
+            let floor = self.programs.floor(&frame, REPEAT)?;
+            let run = self.programs.run(program(last), &frame, skb, REPEAT)?;
+            ensure!(run.code == last.code(), "{last:?} gets {}", run.code);
+            samples.add(run.time, floor);
+        }
+        samples.over()
+    }
+
+    /// As [`Self::existing`], of a flow of this process's control group.
+    pub(super) fn existing_at_group(&mut self, packets: &[Packet]) -> Result<f64> {
+        let (last, before) = packets.split_last().context("no packet")?;
+        for packet in before {
+            self.programs.run(group_program(packet), &packet.frame(), Skb::default(), 1)?;
+        }
+        let frame = last.frame();
+        let mut samples = Samples::default();
+        for _ in 0..REPEATS {
+            let floor = self.idle.run(&frame, Skb::default(), REPEAT)?.time;
+            let run = self.programs.run(group_program(last), &frame, Skb::default(), REPEAT)?;
+            let expected = i32::from(last.peer == Peer::Friend);
+            ensure!(run.code == expected, "{last:?} gets {} at the control group", run.code);
+            samples.add(run.time, floor);
+        }
+        samples.over()
+    }
+
+    /// Cost of each packet of a flow's life. The flows are gone afterwards.
+    pub(super) fn life(&mut self, packets: &[Packet], interface: u32) -> Result<Vec<f64>> {
+        let tables: &[_] = if packets.len() == 1 { &["EMBRYONIC"] } else { &["EMBRYONIC", "ESTABLISHED", "ANSWERED"] };
+        let mut costs = vec![Samples::default(); packets.len()];
+        for _ in 0..ROUNDS {
+            for (packet, samples) in packets.iter().zip(&mut costs) {
+                let floor = self.once("empty", packet, interface)?;
+                samples.add(self.once(program(packet), packet, interface)?, floor);
+                self.programs.events();
+            }
+            if let Some(packet) = packets.first() {
+                self.forget(packet, interface, tables)?;
+            }
+        }
+        costs.into_iter().map(Samples::over).collect()
+    }
+
+    /// Cost of the first packet of a flow where the table is full, and another flow has to go.
+    pub(super) fn crowded(&mut self, packet: &Packet, interface: u32) -> Result<f64> {
+        let mut samples = Samples::default();
+        // Each round takes another service; those that fill the table are not counted.
+        let filling = node::EMBRYONIC as usize / usize::from(FLOWS) + 1;
+        for round in 0..filling + ROUNDS {
+            let mut packet = *packet;
+            packet.service = SERVICE + 1 + u16::try_from(round)?;
+            let floor = self.once("empty", &packet, interface)?;
+            let run = self.once(program(&packet), &packet, interface)?;
+            self.programs.events();
+            if round >= filling {
+                samples.add(run, floor);
+            }
+        }
+        samples.over()
+    }
+
+    /// Cost of the first packet of a flow right after a system call, that is with one run per call.
+    pub(super) fn alone(&mut self, packet: &Packet, interface: u32) -> Result<f64> {
+        let skb = Skb { ifindex: interface, ..Skb::default() };
+        let mut samples = Samples::default();
+        for run in 0..FLOWS {
+            let mut frame = packet.frame();
+            let at = usize::from(packet.client_port());
+            frame[at..at + 2].copy_from_slice(&client(run).to_be_bytes());
+            let floor = self.programs.floor(&frame, 1)?;
+            samples.add(self.programs.run(program(packet), &frame, skb, 1)?.time, floor);
+        }
+        self.programs.events();
+        self.forget(packet, interface, &["EMBRYONIC"])?;
+        samples.over()
+    }
+
+    /// One packet of every flow: mean time.
+    fn once(&mut self, program: &'static str, packet: &Packet, interface: u32) -> Result<Duration> {
+        let key = (program, packet.client_port());
+        if !self.wrapped.contains_key(&key) {
+            let made = self.programs.vary(program, key.1)?;
+            self.wrapped.insert(key, made);
+        }
+        let wrapped = self.wrapped.get(&key).context("just made")?;
+        let skb = Skb { ifindex: interface, ..Skb::default() };
+        let outcome = wrapped.run(&packet.frame(), skb, FLOWS.into())?;
+        let expected = if program == "empty" { -1 } else { packet.code() };
+        ensure!(outcome.code == expected, "{program} says {} to {packet:?}", outcome.code);
+        Ok(outcome.time)
+    }
+
+    /// Removes the flows of a round.
+    fn forget(&self, packet: &Packet, interface: u32, tables: &[&str]) -> Result<()> {
+        let protocol = if packet.transport == Transport::Udp { 17 } else { 6 };
+        let remote = packet.family.peer(packet.peer);
+        let service = packet.service;
+        for run in 0..=FLOWS {
+            let (local_port, remote_port) = if packet.dialled == EGRESS { (client(run), service) } else { (service, client(run)) };
+            let key6 = FlowKey6 { remote, endpoint: interface, local_port, remote_port, protocol, pad: [0; 3] };
+            let [.., a, b, c, d] = remote;
+            let key4 = FlowKey4 { endpoint: interface, remote: [a, b, c, d], local_port, remote_port, protocol, pad: [0; 3] };
+            for table in tables {
+                match packet.family {
+                    Family::V4 => self.programs.remove(&format!("{table}4"), &key4)?,
+                    Family::V6 => self.programs.remove(&format!("{table}6"), &key6)?,
+                };
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The client's port in the given run: the wrapper adds to the two bytes as this machine reads them.
+fn client(run: u16) -> u16 {
+    u16::from_be_bytes(u16::from_ne_bytes(FIRST.to_be_bytes()).wrapping_add(run).to_ne_bytes())
+}
+
+fn program(packet: &Packet) -> &'static str {
+    if packet.direction == EGRESS { "pod_egress" } else { "pod_ingress" }
+}
+
+fn group_program(packet: &Packet) -> &'static str {
+    if packet.direction == EGRESS { "cg_egress" } else { "cg_ingress" }
+}
+
+/// Times of a program, and of one that does nothing.
+#[derive(Clone, Default)]
+pub(super) struct Samples {
+    runs: Vec<Duration>,
+    floors: Vec<Duration>,
+}
+
+impl Samples {
+    pub(super) fn add(&mut self, run: Duration, floor: Duration) {
+        self.runs.push(run);
+        self.floors.push(floor);
+    }
+
+    /// Nanoseconds of the one over the other.
+    pub(super) fn over(self) -> Result<f64> {
+        let quartile = |mut times: Vec<Duration>| {
+            times.sort_unstable();
+            times.get(times.len() / 4).map(Duration::as_secs_f64).context("nothing was measured")
+        };
+        Ok(((quartile(self.runs)? - quartile(self.floors)?) * 1e9).round())
+    }
+}
