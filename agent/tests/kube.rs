@@ -1,9 +1,11 @@
 //! The source `kube` against a real kube-apiserver with a real etcd behind it: the same snapshot as from files, away and back
 //! with compacted history, bad objects, many objects.
 //!
-//! Needs the binaries of `cargo xtask cluster`, openssl and no right. Run by `cargo xtask e2e`, or by
+//! Needs the binaries of `cargo xtask cluster` and openssl; the test of many objects runs the agent too and needs root. Run by `cargo xtask e2e`, or by
 //! `cargo test -p sekisho --test kube -- --ignored`; fails where it cannot run.
 
+#[path = "kube_server/agent.rs"]
+mod agent;
 mod kube_server;
 
 use std::sync::Arc;
@@ -270,6 +272,37 @@ fn twenty_thousand_pods_are_read_in_time_and_kept_small() -> Result<()> {
     println!("read in {took:?}; the source takes {} KiB, {} bytes per pod", grown >> 10, grown / PODS as u64);
     let bar = if cfg!(debug_assertions) { Duration::from_secs(60) } else { Duration::from_secs(20) };
     ensure!(took < bar, "{took:?}");
+    drop(source);
+    whole_agent(&cluster, &objects, bar)
+}
+
+/// The agent itself on these objects: memory, the time until its policy is in force, and what quiet and change cost it.
+/// Needs root; it judges nobody, as no pod of its node has a process here.
+fn whole_agent(cluster: &Cluster, objects: &Objects, bar: Duration) -> Result<()> {
+    let agent = agent::Running::start(&cluster.config()?, "node-7")?;
+    let started = Instant::now();
+    let status =
+        agent.until(Duration::from_secs(120), |status| status["source"]["synced"] == true && status["policy"]["policies"] == 1000)?;
+    let took = started.elapsed();
+    let resident = agent.resident()?;
+    println!("agent: policy in force after {took:?}, {} KiB resident, {} rules", resident >> 10, status["policy"]["rules"]);
+
+    std::thread::sleep(Duration::from_secs(5));
+    let quiet = agent.cpu_over(Duration::from_secs(20))?;
+    println!("agent: {quiet:?} of processor time in 20 s of quiet, {} KiB resident", agent.resident()? >> 10);
+
+    let begun = (agent.cpu()?, Instant::now());
+    for n in 0..200 {
+        objects.patch(&large_pod(n), &json!({"metadata": {"labels": {"tier": format!("t{n}")}}}))?;
+    }
+    let used = agent.cpu()?.saturating_sub(begun.0);
+    println!("agent: 200 changes of remote pods within {:?} cost {used:?}; {} KiB resident", begun.1.elapsed(), agent.resident()? >> 10);
+    agent.stop()?;
+    ensure!(took < bar, "{took:?}");
+    if !cfg!(debug_assertions) || std::env::var_os("SEKISHO_BINARY").is_some() {
+        ensure!(resident <= 120 << 20, "{} KiB", resident >> 10);
+        ensure!(quiet < Duration::from_secs(1), "{quiet:?}");
+    }
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use crate::api::Refusal;
 use crate::cli::Posture;
 use crate::datapath::ChangeKind;
 use crate::flow::{Body, EndpointView, Explainer};
+use crate::inventory::{Pod, Snapshot};
 use crate::policy::{Compiled, Decision, Input, Question};
 
 impl Explainer for Compiled {
@@ -26,11 +27,15 @@ impl Pump {
     /// Takes the snapshot over: local pods, policy, identities.
     pub(super) fn take_snapshot(&mut self) {
         self.synced = true;
-        let node = &self.args.node_name;
-        let here = |p: &&Arc<_>| pod_is_here(p, node);
-        self.local = self.snapshot.pods.values().filter(here).cloned().collect();
+        self.local = self.local_pods(&self.snapshot).cloned().collect();
         self.reconcile();
         self.compile();
+    }
+
+    /// Pods of this node that still have their addresses.
+    pub(super) fn local_pods<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Arc<Pod>> {
+        let node = &self.args.node_name;
+        snapshot.pods.values().filter(move |pod| pod_is_here(pod, node))
     }
 
     /// Looks whether pods, interfaces or addresses of this node have come or gone.
@@ -166,6 +171,6 @@ impl Pump {
 }
 
 /// Whether a pod is this node's and still has its addresses.
-fn pod_is_here(pod: &crate::inventory::Pod, node: &str) -> bool {
+fn pod_is_here(pod: &Pod, node: &str) -> bool {
     !pod.finished && pod.node.as_deref() == Some(node)
 }

@@ -35,6 +35,9 @@ const LOOK_MISSING: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_secs(5);
 /// How often the run's progress is written down for the next run.
 const NOTE: Duration = Duration::from_secs(1);
+/// How long changes far away rest after a compile, in multiples of what it cost, and at most.
+const REST: u32 = 10;
+const LONGEST_REST: Duration = Duration::from_secs(2);
 /// How often the journal forgets.
 const FORGET: Duration = Duration::from_secs(60);
 
@@ -70,6 +73,10 @@ pub(super) struct Pump {
     pub(super) snapshot: Arc<Snapshot>,
     /// A snapshot has been taken over.
     pub(super) synced: bool,
+    /// When a snapshot with changes far away may be taken next.
+    rest_until: Instant,
+    /// A generation that has been found to hold nothing else.
+    resting: u64,
     pub(super) local: Vec<Arc<Pod>>,
     pub(super) node_addresses: Vec<IpAddr>,
     pub(super) compiler: Compiler,
@@ -138,6 +145,8 @@ impl Pump {
         let mut pump = Self {
             snapshot: source.current(),
             synced: false,
+            rest_until: Instant::now(),
+            resting: 0,
             args: args.clone(),
             commands,
             shared,
@@ -230,11 +239,13 @@ impl Pump {
     }
 
     fn look_for_changes(&mut self, timers: &mut Timers, instant: Instant) {
-        let next = Some(self.source.current()).filter(|s| s.generation != self.snapshot.generation);
+        let next = Some(self.source.current()).filter(|s| s.generation != self.snapshot.generation && self.may_take(s, instant));
         let woken = self.watcher.as_mut().is_some_and(|w| w.wait(Duration::ZERO).unwrap_or(true));
         if let Some(next) = next {
             self.snapshot = next;
             self.take_snapshot();
+            let cost = instant.elapsed();
+            self.rest_until = Instant::now() + (cost * REST).min(LONGEST_REST);
         } else if !self.synced {
             return;
         } else if woken || timers.look.rings(instant) {
@@ -244,6 +255,25 @@ impl Pump {
         }
         let missing = self.datapath.endpoints().any(|e| !e.ready);
         timers.look = Timer::every(if missing { LOOK_MISSING } else { LOOK });
+    }
+
+    /// Whether a new snapshot is taken at once: where policies, namespaces or this node's pods changed. What changed far away
+    /// waits until as much time has passed as keeps large clusters from costing this node a processor.
+    fn may_take(&mut self, next: &Arc<Snapshot>, instant: Instant) -> bool {
+        if !self.synced || instant >= self.rest_until {
+            return true;
+        }
+        if self.resting == next.generation {
+            return false;
+        }
+        let before = &self.snapshot;
+        let same = Arc::ptr_eq(&before.policies, &next.policies)
+            && (Arc::ptr_eq(&before.namespaces, &next.namespaces) || before.namespaces == next.namespaces)
+            && (Arc::ptr_eq(&before.pods, &next.pods) || self.local_pods(next).eq(self.local.iter()));
+        if same {
+            self.resting = next.generation;
+        }
+        !same
     }
 
     /// Reads the rings into records.
