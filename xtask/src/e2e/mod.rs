@@ -18,6 +18,7 @@ mod probe;
 mod rights;
 mod scenarios;
 mod services;
+mod source;
 mod upgrade;
 
 use std::time::{Duration, Instant};
@@ -43,7 +44,7 @@ struct Stage {
 type Test = (&'static str, fn(&Stage) -> Result<()>);
 
 /// In this order: what is cheap first, what disturbs the cluster last.
-const TESTS: [Test; 13] = [
+const TESTS: [Test; 14] = [
     ("chart::the_real_tools_take_it", chart::the_real_tools_take_it),
     ("life::pods_come_and_go_on_both_nodes", life::pods_come_and_go_on_both_nodes),
     ("grid::the_truth_table_holds_for_every_policy", grid::the_truth_table_holds_for_every_policy),
@@ -55,6 +56,10 @@ const TESTS: [Test; 13] = [
     ("faults::a_killed_agent_leaks_and_cuts_nothing", faults::a_killed_agent_leaks_and_cuts_nothing),
     ("upgrade::a_rolling_update_leaks_and_cuts_nothing", upgrade::a_rolling_update_leaks_and_cuts_nothing),
     ("rights::no_capability_can_be_spared", rights::no_capability_can_be_spared),
+    (
+        "source::the_api_server_is_read_as_files_are_outages_and_many_objects_included",
+        source::the_api_server_is_read_as_files_are_outages_and_many_objects_included,
+    ),
     ("faults::without_api_server_verdicts_stay", faults::without_api_server_verdicts_stay),
     ("rights::used_and_granted_are_the_same", rights::used_and_granted_are_the_same),
 ];
