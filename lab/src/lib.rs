@@ -35,4 +35,4 @@ pub use place::{Finished, Place, Running, until};
 pub use pod::{CgroupLayout, Layout, Pod, PodSpec};
 pub use short_cut::ShortCut;
 pub use sniffer::{Count, Flow, Heading, Sniffer, sum};
-pub use sys::{insmod, interrupted, is_root, kill, mount, on_interrupt, power_off};
+pub use sys::{go_first, insmod, interrupted, is_root, kill, mount, on_interrupt, power_off};

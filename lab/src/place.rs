@@ -192,6 +192,9 @@ impl Running {
         let mut stdout = String::new();
         let deadline = Instant::now() + limit;
         while self.child.try_wait()?.is_none() {
+            if sys::interrupted() {
+                bail!("interrupted");
+            }
             if Instant::now() > deadline {
                 bail!("a program still runs after {limit:?}");
             }

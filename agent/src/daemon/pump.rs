@@ -26,8 +26,10 @@ use crate::policy::{Compiled, Compiler, Instances as _};
 const BEAT: Duration = Duration::from_millis(10);
 /// How long closed flows may wait for their end beyond their linger.
 const REAP: Duration = Duration::from_millis(100);
-/// How often the flow tables are walked.
+/// How often the flow tables are walked, and what part of the time that may take: great tables are walked less often.
 const SWEEP: Duration = Duration::from_secs(2);
+const SWEEP_SHARE: u32 = 100;
+const SWEEP_RAREST: Duration = Duration::from_secs(5);
 /// How often attachments and coverage are checked.
 const CHECK: Duration = Duration::from_secs(2);
 /// How often pods are looked for without being woken, while some are missing and otherwise.
@@ -208,7 +210,9 @@ impl Pump {
             self.reap(now);
         }
         if timers.sweep.rings(instant) {
+            let began = Instant::now();
             self.sweep(now);
+            timers.sweep = Timer::every((began.elapsed() * SWEEP_SHARE).clamp(SWEEP, SWEEP_RAREST));
         }
         if timers.check.rings(instant) {
             self.check();
@@ -285,7 +289,7 @@ impl Pump {
             self.engine.on_event(&event, &mut context);
         }
         // The memory of a burst is not kept.
-        self.events.shrink_to(65_536);
+        self.events.shrink_to(16_384);
     }
 
     fn reap(&mut self, now: Now) {

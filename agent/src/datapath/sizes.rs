@@ -35,9 +35,9 @@ pub(super) fn plan(budget: u64, cpus: u32, page: u32) -> Sizes {
     let answered = lru(9, FLOW);
     let entries = vec![
         ("EMBRYONIC4", lru(13, FLOW)),
-        ("EMBRYONIC6", lru(7, FLOW)),
+        ("EMBRYONIC6", lru(5, FLOW)),
         ("ESTABLISHED4", established),
-        ("ESTABLISHED6", hash(13, FLOW)),
+        ("ESTABLISHED6", hash(11, FLOW)),
         ("ANSWERED4", answered),
         ("ANSWERED6", lru(5, FLOW)),
         ("FRAGMENTS", lru(1, 112)),
@@ -59,7 +59,7 @@ pub(super) fn plan(budget: u64, cpus: u32, page: u32) -> Sizes {
         ("JOURNAL", hash(2, 584)),
         ("OWNED", ENDPOINTS),
     ];
-    Sizes { entries, ring: ring(budget / 100 * 4 / u64::from(cpus.max(1)), page), established, answered }
+    Sizes { entries, ring: ring(budget / 100 * 8 / u64::from(cpus.max(1)), page), established, answered }
 }
 
 fn clamp(entries: u64) -> u32 {
@@ -87,8 +87,8 @@ mod tests {
             .iter()
             .map(|name| u64::from(entries(&sizes, name)) * FLOW)
             .sum();
-        assert!(flows <= (128 << 20) * 73 / 100, "{flows}");
-        assert_eq!(sizes.ring, 2 << 20);
+        assert!(flows <= (128 << 20) * 69 / 100, "{flows}");
+        assert_eq!(sizes.ring, 4 << 20);
     }
 
     #[test]

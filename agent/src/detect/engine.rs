@@ -9,7 +9,7 @@ use sekisho_proto as proto;
 use super::contact::{Contact, Outcome, Party};
 use super::history::History;
 use super::incident::Incident;
-use super::kinds::{KINDS, Memory, Scope, Source};
+use super::kinds::{Crossing, KINDS, Memory, Scope, Source};
 use super::ulid::Ulids;
 use crate::flow::{Directory, Now, NumberMap, Owner};
 
@@ -170,12 +170,12 @@ impl Detector {
                 continue;
             }
             if let Some(crossing) = crossing {
-                self.open(place, source, own, &crossing, contact);
+                self.open(place, source, own, crossing, contact);
             }
         }
     }
 
-    fn open(&mut self, place: usize, source: Source, own: IncidentKey, crossing: &super::kinds::Crossing, contact: &Contact) {
+    fn open(&mut self, place: usize, source: Source, own: IncidentKey, crossing: Crossing, contact: &Contact) {
         if self.incidents.len() >= OPEN {
             *self.suppressed.entry((KINDS[place].name, "too_many_open")).or_default() += 1;
             return;
@@ -184,7 +184,8 @@ impl Detector {
         let key = if apart >= APART { (place, source, Scope::Many) } else { own };
         let (ulids, now) = (&mut self.ulids, contact.time_ns);
         let (id, reopened) = self.history.id(&key, now, || ulids.next(contact.wall_ns));
-        if let Some(mut incident) = Incident::open(id, crossing) {
+        let contacts = (KINDS[place].gather)(&self.memory, source, contact, crossing);
+        if let Some(mut incident) = Incident::open(id, crossing, &contacts) {
             let muted = !self.history.admits(now, contact.wall_ns, ulids);
             let kind = KINDS[place].name;
             (incident.session, _) = self.history.session(incident.source(), kind, now, || ulids.next(contact.wall_ns));

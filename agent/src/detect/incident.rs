@@ -51,8 +51,8 @@ pub(super) struct Incident {
 const KINDS_TOGETHER: usize = 3;
 
 impl Incident {
-    pub(super) fn open(id: String, crossing: &Crossing) -> Option<Self> {
-        let first = crossing.contacts.iter().min_by_key(|c| c.time_ns)?;
+    pub(super) fn open(id: String, crossing: Crossing, contacts: &[Arc<Contact>]) -> Option<Self> {
+        let first = contacts.iter().min_by_key(|c| c.time_ns)?;
         let mut incident = Self {
             id,
             source: first.source.clone(),
@@ -73,7 +73,7 @@ impl Incident {
             session: String::new(),
             reopened: 0,
         };
-        for contact in &crossing.contacts {
+        for contact in contacts {
             incident.add(contact);
         }
         Some(incident)

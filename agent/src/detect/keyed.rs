@@ -29,6 +29,11 @@ impl<K: Eq + Hash + Clone, V> Keyed<K, V> {
         }
     }
 
+    /// The state of a key that was used just now.
+    pub(super) fn get(&self, key: &K) -> Option<&V> {
+        self.young.get(key)
+    }
+
     /// How many keys were dropped for want of room.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped

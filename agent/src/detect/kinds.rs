@@ -1,6 +1,5 @@
 //! The kinds of alert: each a row of data and one small function that weighs a contact.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -41,14 +40,16 @@ pub(super) enum Scope {
     Itself,
 }
 
-/// What weighing a contact says.
+/// What weighing a contact says: a threshold is crossed. A flood crosses it with every packet, so the contacts that did are gathered
+/// only where an incident opens.
+#[derive(Clone, Copy)]
 pub(super) struct Crossing {
     /// The number that was reached.
     pub(super) threshold: u32,
     /// The time over which it was counted.
     pub(super) span: u64,
-    /// The contacts that reached it.
-    pub(super) contacts: Vec<Arc<Contact>>,
+    /// Only failed contacts were counted.
+    failed: bool,
 }
 
 /// A kind of alert.
@@ -70,6 +71,8 @@ pub(super) struct Kind {
     pub(super) scope: fn(&Contact, u32) -> Scope,
     /// Notes a contact and says whether a threshold is crossed now.
     pub(super) weigh: fn(&mut Memory, Source, &Contact) -> Option<Crossing>,
+    /// The contacts that crossed it.
+    pub(super) gather: fn(&Memory, Source, &Contact, Crossing) -> Vec<Arc<Contact>>,
     /// One line for a person; names are those of source and target.
     pub(super) title: fn(&str, &str) -> String,
 }
@@ -104,6 +107,7 @@ pub(super) const KINDS: [Kind; 3] = [
         adds: |c| c.outcome.failed(),
         scope: |_, target| Scope::Target(target),
         weigh: vertical,
+        gather: |memory, source, c, crossing| gather(memory.ports.get(&(source, c.target.ip)), c, crossing),
         title: |source, target| format!("{source} scans the ports of {target}"),
     },
     Kind {
@@ -117,6 +121,7 @@ pub(super) const KINDS: [Kind; 3] = [
         adds: |c| c.outcome.failed(),
         scope: |c, _| Scope::Protocol(c.protocol),
         weigh: horizontal,
+        gather: |memory, source, c, crossing| gather(memory.hosts.get(&hosts_of(source, c)), c, crossing),
         title: |source, _| format!("{source} tries one port on many hosts"),
     },
     Kind {
@@ -129,39 +134,51 @@ pub(super) const KINDS: [Kind; 3] = [
         wants: |c| c.outcome == Outcome::Spoofed,
         adds: |_| true,
         scope: |_, _| Scope::Itself,
-        weigh: |_, _, contact| Some(Crossing { threshold: 1, span: 0, contacts: vec![Arc::new(contact.clone())] }),
+        weigh: |_, _, _| Some(Crossing { threshold: 1, span: 0, failed: false }),
+        gather: |_, _, contact, _| vec![Arc::new(contact.clone())],
         title: |source, claimed| format!("{source} sends from {claimed}, which is not its own"),
     },
 ];
+
+/// The members of a window that crossed a threshold.
+fn gather<T: Eq>(window: Option<&Window<T>>, contact: &Contact, crossing: Crossing) -> Vec<Arc<Contact>> {
+    let Some(window) = window else { return Vec::new() };
+    let (now, span) = (contact.time_ns, crossing.span);
+    if crossing.failed {
+        window.failed(now, span).map(|m| m.contact.clone()).collect()
+    } else {
+        window.met(now, span).map(|m| m.contact.clone()).collect()
+    }
+}
 
 /// Many ports of one address: 5 failed ones in a minute, or 15 of any kind in ten seconds.
 fn vertical(memory: &mut Memory, source: Source, contact: &Contact) -> Option<Crossing> {
     let window = memory.ports.entry(&(source, contact.target.ip), Window::new);
     window.note((contact.protocol, contact.port), contact);
     let now = contact.time_ns;
-    if contact.outcome.failed() && window.len() >= FAILED as usize && window.failed(now, FAILED_SPAN).count() >= FAILED as usize {
-        let contacts = window.failed(now, FAILED_SPAN).map(|m| m.contact.clone()).collect();
-        return Some(Crossing { threshold: FAILED, span: FAILED_SPAN, contacts });
+    if contact.outcome.failed() && window.failed(now, FAILED_SPAN).nth(FAILED as usize - 1).is_some() {
+        return Some(Crossing { threshold: FAILED, span: FAILED_SPAN, failed: true });
     }
-    if window.len() >= ANY as usize && window.met(now, ANY_SPAN).count() >= ANY as usize {
-        let contacts = window.met(now, ANY_SPAN).map(|m| m.contact.clone()).collect();
-        return Some(Crossing { threshold: ANY, span: ANY_SPAN, contacts });
+    if window.len() >= ANY as usize && window.met(now, ANY_SPAN).nth(ANY as usize - 1).is_some() {
+        return Some(Crossing { threshold: ANY, span: ANY_SPAN, failed: false });
     }
     None
 }
 
+/// The key of one port on many hosts; Service addresses are counted apart from pods'.
+fn hosts_of(source: Source, contact: &Contact) -> (Source, u8, u16, bool) {
+    (source, contact.protocol, contact.port, contact.target.is_service())
+}
+
 /// One port on many hosts: 5 failed ones in a minute, of two workloads at least or two addresses that nobody has. A client with a stale list of one
-/// workload's addresses is no scan. Service addresses are counted apart from pods'.
+/// workload's addresses is no scan.
 fn horizontal(memory: &mut Memory, source: Source, contact: &Contact) -> Option<Crossing> {
-    let key = (source, contact.protocol, contact.port, contact.target.is_service());
-    let window = memory.hosts.entry(&key, Window::new);
+    let window = memory.hosts.entry(&hosts_of(source, contact), Window::new);
     window.note(contact.target.ip, contact);
-    if window.len() < FAILED as usize {
-        return None;
-    }
-    let contacts: Vec<_> = window.failed(contact.time_ns, FAILED_SPAN).map(|m| m.contact.clone()).collect();
-    let workloads: BTreeSet<_> = contacts.iter().filter_map(|c| target_workload(c)).collect();
-    let nobodys = contacts.iter().filter(|c| c.target.identity.is_none()).count();
-    let spread = workloads.len() >= 2 || nobodys >= 2;
-    (contacts.len() >= FAILED as usize && spread).then_some(Crossing { threshold: FAILED, span: FAILED_SPAN, contacts })
+    let failed = || window.failed(contact.time_ns, FAILED_SPAN).map(|m| &*m.contact);
+    failed().nth(FAILED as usize - 1)?;
+    let first = failed().find_map(target_workload);
+    let nobodys = failed().filter(|c| c.target.identity.is_none()).take(2).count();
+    let spread = nobodys == 2 || failed().filter_map(target_workload).any(|workload| Some(workload) != first);
+    spread.then_some(Crossing { threshold: FAILED, span: FAILED_SPAN, failed: true })
 }

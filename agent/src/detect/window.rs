@@ -40,12 +40,17 @@ impl<T: Eq> Window<T> {
             }
             return;
         }
-        if self.members.len() >= MEMBERS
-            && let Some(oldest) = self.members.iter().enumerate().min_by_key(|(_, m)| m.met_ns).map(|(i, _)| i)
-        {
-            self.members.swap_remove(oldest);
-        }
         let failed_ns = if failed { contact.time_ns } else { 0 };
+        if self.members.len() >= MEMBERS
+            && let Some(oldest) = self.members.iter_mut().min_by_key(|m| m.met_ns)
+        {
+            (oldest.id, oldest.met_ns, oldest.failed_ns) = (id, contact.time_ns, failed_ns);
+            match Arc::get_mut(&mut oldest.contact) {
+                Some(room) => room.clone_from(contact),
+                None => oldest.contact = Arc::new(contact.clone()),
+            }
+            return;
+        }
         self.members.push(Member { id, met_ns: contact.time_ns, failed_ns, contact: Arc::new(contact.clone()) });
     }
 
@@ -66,11 +71,11 @@ impl<T: Eq> Window<T> {
     }
 }
 
-/// The workload that a contact's target belongs to; `None` where nobody is known to have had the address.
-pub(super) fn target_workload(contact: &Contact) -> Option<(Arc<str>, Arc<str>, Arc<str>)> {
+/// The workload that a contact's target belongs to, as namespace, kind and name; `None` where nobody is known to have had the address.
+pub(super) fn target_workload(contact: &Contact) -> Option<(&str, &str, &str)> {
     match &contact.target.identity.as_deref()?.owner {
-        Owner::Pod { namespace, workload, .. } => Some((namespace.clone(), workload.kind.clone(), workload.name.clone())),
-        Owner::Service { namespace, name, .. } => Some((namespace.clone(), "Service".into(), name.clone())),
-        Owner::Node { name } => Some(("".into(), "Node".into(), name.clone())),
+        Owner::Pod { namespace, workload, .. } => Some((namespace, &workload.kind, &workload.name)),
+        Owner::Service { namespace, name, .. } => Some((namespace, "Service", name)),
+        Owner::Node { name } => Some(("", "Node", name)),
     }
 }

@@ -22,6 +22,8 @@ const VERSIONS: usize = 3;
 const EXPLANATIONS: usize = 4096;
 /// How many sockets' processes are remembered.
 const SOCKETS: usize = 8192;
+/// How long it is believed that nobody is known behind a socket: one that hooks do not see, a raw one, may send many flows.
+const NO_PROCESS_NS: u64 = 1_000_000_000;
 /// How long a listener is believed.
 const LISTENER_NS: u64 = 5_000_000_000;
 /// How long it is believed that nobody listens: a server may be about to start.
@@ -74,7 +76,8 @@ pub(super) struct Attribution {
     denied: Recent<Asked, Arc<Explanation>>,
     /// The last explanation by (pod, class, direction and protocol): ports that no rule names share it.
     shared: Recent<(u32, u32, u16), Arc<Explanation>>,
-    sockets: Recent<u64, Arc<ProcessInfo>>,
+    /// By cookie; who is not known is asked for again after the time.
+    sockets: Recent<u64, (u64, Option<Arc<ProcessInfo>>)>,
     processes: Recent<(u32, u32, u64, u128), Arc<ProcessInfo>>,
     listeners: Recent<(u32, u32), (u64, Option<Arc<ProcessInfo>>)>,
     /// Questions per endpoint that found nobody: `(since, how many)`.
@@ -178,14 +181,19 @@ impl Attribution {
     }
 
     /// Who connected, for flows that the endpoint opened.
-    pub(super) fn process(&mut self, flow: &Flow, kernel: &mut dyn Kernel) -> Option<Arc<ProcessInfo>> {
+    pub(super) fn process(&mut self, flow: &Flow, boot_ns: u64, kernel: &mut dyn Kernel) -> Option<Arc<ProcessInfo>> {
         if flow.cookie == 0 || flow.opened != layout::EGRESS {
             return None;
         }
-        if let Some(known) = self.sockets.get(&flow.cookie) {
-            return Some(known);
+        if let Some((until, known)) = self.sockets.get(&flow.cookie)
+            && boot_ns < until
+        {
+            return known;
         }
-        let seen = kernel.process(flow.cookie)?;
+        let Some(seen) = kernel.process(flow.cookie) else {
+            self.sockets.insert(flow.cookie, (boot_ns + NO_PROCESS_NS, None));
+            return None;
+        };
         let name = (seen.pid, seen.uid, seen.cgroup, u128::from_le_bytes(seen.comm));
         let info = if let Some(known) = self.processes.get(&name) {
             known
@@ -194,7 +202,7 @@ impl Attribution {
             self.processes.insert(name, info.clone());
             info
         };
-        self.sockets.insert(flow.cookie, info.clone());
+        self.sockets.insert(flow.cookie, (u64::MAX, Some(info.clone())));
         Some(info)
     }
 

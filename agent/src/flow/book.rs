@@ -330,35 +330,26 @@ impl Reader {
         lock(&self.state).line(ring.tail(), ring.next)
     }
 
-    /// Takes the next batch out of the ring and filters it.
+    /// Takes the next wanted records out of the ring. What is not wanted is looked at in its place: most readers want little of it.
     fn fetch(&mut self) {
         self.seen.borrow_and_update();
         loop {
-            let batch: Vec<Record> = {
-                let ring = self.book.lock();
-                let mut state = lock(&self.state);
-                state.catch_up(ring.tail());
-                let end = state.until.unwrap_or(ring.next);
-                let count = usize::try_from(end.saturating_sub(state.cursor)).unwrap_or(BATCH).min(BATCH);
-                let batch: Vec<_> = ring.from(state.cursor).take(count).cloned().collect();
-                state.cursor += batch.len() as u64;
-                state.taken += batch.len() as u64;
-                batch
-            };
-            if batch.is_empty() {
+            let ring = self.book.lock();
+            let mut state = lock(&self.state);
+            state.catch_up(ring.tail());
+            let end = state.until.unwrap_or(ring.next);
+            let count = usize::try_from(end.saturating_sub(state.cursor)).unwrap_or(BATCH).min(BATCH);
+            if count == 0 {
                 return;
             }
-            let all = batch.len() as u64;
+            let batch = ring.from(state.cursor).take(count);
             match &self.filter {
-                None => self.taken.extend(batch),
-                Some(filter) => self.taken.extend(batch.into_iter().filter(|r| filter(r))),
+                None => self.taken.extend(batch.cloned()),
+                Some(filter) => self.taken.extend(batch.filter(|r| filter(r)).cloned()),
             }
-            let unwanted = all - self.taken.len() as u64;
-            if unwanted > 0 {
-                let mut state = lock(&self.state);
-                state.taken -= unwanted;
-                state.filtered += unwanted;
-            }
+            state.cursor += count as u64;
+            state.taken += self.taken.len() as u64;
+            state.filtered += (count - self.taken.len()) as u64;
             if !self.taken.is_empty() {
                 return;
             }

@@ -271,7 +271,7 @@ impl Engine {
             last_ns: last_wall(moment, flow, now),
             delta,
             decision: self.attribution.decision(key, flow, local.as_deref()),
-            process: self.attribution.process(flow, context.kernel),
+            process: self.attribution.process(flow, now.boot_ns, context.kernel),
             listener: self.attribution.listener(key, flow, now.boot_ns, context.kernel),
             local,
             remote,

@@ -61,6 +61,11 @@ impl Hasher for NumberHasher {
     fn write_u64(&mut self, n: u64) {
         self.0 = fold(self.0 ^ n ^ MIX[2], MIX[0]);
     }
+    fn write_u128(&mut self, n: u128) {
+        #[expect(clippy::cast_possible_truncation, reason = "both halves are written")]
+        let halves = [n as u64, (n >> 64) as u64];
+        halves.into_iter().for_each(|half| self.write_u64(half));
+    }
 }
 
 /// A map keyed by numbers that no outsider chooses.

@@ -39,7 +39,9 @@ impl<K: Eq + Hash, V: Clone> Recent<K, V> {
 
     /// Starts a new generation; what is older than one generation is forgotten.
     pub(super) fn age(&mut self) {
-        self.old = std::mem::take(&mut self.young);
+        std::mem::swap(&mut self.old, &mut self.young);
+        // Its room is kept: a busy memory ages many times a second.
+        self.young.clear();
     }
 
     pub(super) fn clear(&mut self) {

@@ -29,6 +29,7 @@ sekisho-lab COMMAND
   sweep                                     remove what dead labs left behind
   remove NAME                               remove a lab, also one that was kept
   pin PROCESSOR COMMAND ...                 run COMMAND on that processor only
+  nice PRIORITY COMMAND ...                 run COMMAND with that priority, -20 to 19
   pause                                     live until killed
   serve tcp|udp PORT [MESSAGE]              answer what is sent, or MESSAGE to everything
   serve many tcp:PORT udp:PORT ...          several of the first kind at once
@@ -39,7 +40,7 @@ sekisho-lab COMMAND
   rate ADDR:PORT PER_SECOND SECONDS         new connections, tell how many succeeded
   ping ADDR [COUNT]
   scan connect|syn ADDR FIRST LAST          try ports
-  spray tcp|udp FROM TO:PORT COUNT PER_SECOND   raw packets, each a new flow (0: as fast as possible)
+  spray tcp|udp|sockets FROM TO:PORT COUNT PER_SECOND   each a new flow (0: as fast as possible): raw packets, or UDP sockets
   rr tcp|crr|udp ADDR:PORT SECONDS          request and response, one after the other
 ";
 
@@ -91,6 +92,10 @@ fn run(words: &[&str]) -> Result<bool> {
         ["remove", name] => sweep::remove(name).map(|()| true),
         ["pin", processor, command @ ..] => {
             sys::pin(number(processor)?).context("cannot stay on that processor")?;
+            run(command)
+        }
+        ["nice", priority, command @ ..] => {
+            sys::nice(number(priority)?).context("cannot take that priority")?;
             run(command)
         }
         ["pause"] => {

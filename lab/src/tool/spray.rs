@@ -1,6 +1,7 @@
-//! Raw packets from many ports: every one a new flow, without a socket behind it.
+//! Packets from many ports, each a new flow: raw ones without a socket of their own behind them, or each from a socket of its own,
+//! as programs make them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -51,13 +52,22 @@ fn datagram(from: SocketAddr, to: SocketAddr) -> [u8; 24] {
     bytes
 }
 
-/// Sends `count` packets, `rate` a second, each from another source port (and, after 60,000, to another
-/// destination port).
+/// Where the flow with this number goes from and to: another source port each (and, after 60,000, another destination port).
+fn ends(from: IpAddr, to: SocketAddr, index: u32) -> Result<(SocketAddr, SocketAddr)> {
+    let (turn, port) = (index / 60_000, index % 60_000);
+    let source = SocketAddr::new(from, u16::try_from(port + 2000).expect("below 62,000"));
+    let target = SocketAddr::new(to.ip(), to.port().wrapping_add(u16::try_from(turn).context("too many packets")?));
+    Ok((source, target))
+}
+
+/// Sends `count` packets, `rate` a second, each a new flow; `sockets` sends each as a UDP datagram from a socket that was opened
+/// for it.
 pub(super) fn main(protocol: &str, from: IpAddr, to: SocketAddr, count: u32, rate: u32) -> Result<bool> {
     let number = match protocol {
         "tcp" => libc::IPPROTO_TCP,
         "udp" => libc::IPPROTO_UDP,
-        _ => bail!("{protocol:?} is neither tcp nor udp"),
+        "sockets" => return pace(count, rate, |index| Ok(from_a_socket(ends(from, to, index)?))),
+        _ => bail!("{protocol:?} is none of tcp, udp and sockets"),
     };
     let domain = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let socket = sys::socket(domain, libc::SOCK_RAW, number).context("cannot open a raw socket")?;
@@ -67,23 +77,32 @@ pub(super) fn main(protocol: &str, from: IpAddr, to: SocketAddr, count: u32, rat
         if to.is_ipv4() { (libc::IPPROTO_IP, libc::IP_TRANSPARENT) } else { (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT) };
     sys::set_option(&socket, level, transparent, 1).context("cannot use any source")?;
     sys::bind(&socket, &SocketAddress::ip(from, 0)).context("cannot send from that address")?;
+    let address = SocketAddress::ip(to.ip(), 0);
+    pace(count, rate, |index| {
+        let (source, target) = ends(from, to, index)?;
+        Ok(match number {
+            libc::IPPROTO_TCP => sys::send_to(&socket, &segment(source, target, 0x02), &address),
+            _ => sys::send_to(&socket, &datagram(source, target), &address),
+        }
+        .is_ok())
+    })
+}
+
+/// One datagram from a socket that lives no longer than this.
+fn from_a_socket((source, target): (SocketAddr, SocketAddr)) -> bool {
+    UdpSocket::bind(source).and_then(|socket| socket.send_to(&[b'u'; 16], target)).is_ok()
+}
+
+/// Calls `send` with each number in its time and prints what became of it. A full queue loses a packet; the count says so.
+fn pace(count: u32, rate: u32, send: impl Fn(u32) -> Result<bool>) -> Result<bool> {
     let begin = Instant::now();
     let mut failed = 0u32;
-    let address = SocketAddress::ip(to.ip(), 0);
     for index in 0..count {
         if rate > 0 && index % 50 == 0 {
             let due = Duration::from_secs_f64(f64::from(index) / f64::from(rate));
             std::thread::sleep(due.saturating_sub(begin.elapsed()));
         }
-        let (turn, port) = (index / 60_000, index % 60_000);
-        let source = SocketAddr::new(from, u16::try_from(port + 2000).expect("below 62,000"));
-        let target = SocketAddr::new(to.ip(), to.port().wrapping_add(u16::try_from(turn).context("too many packets")?));
-        let sent = match number {
-            libc::IPPROTO_TCP => sys::send_to(&socket, &segment(source, target, 0x02), &address),
-            _ => sys::send_to(&socket, &datagram(source, target), &address),
-        };
-        // A full queue loses a packet; the count says so.
-        failed += u32::from(sent.is_err());
+        failed += u32::from(!send(index)?);
     }
     println!("{}", json!({"sent": count - failed, "failed": failed, "seconds": begin.elapsed().as_secs_f64()}));
     Ok(true)

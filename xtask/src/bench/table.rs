@@ -27,12 +27,17 @@ impl Table {
 
     /// A number that must not exceed `limit`; NaN exceeds everything.
     pub(crate) fn at_most(&mut self, what: &str, measured: f64, limit: f64, unit: &str) -> &mut Self {
-        let holds = measured <= limit;
-        self.rows.push(Row {
-            what: what.to_owned(),
-            measured: format!("{} {unit}", short(measured)).trim_end().to_owned(),
-            bar: Some((format!("at most {}", short(limit)), holds)),
-        });
+        self.held(what, measured, unit, format!("at most {}", short(limit)), measured <= limit)
+    }
+
+    /// A number that must reach `limit`; NaN reaches nothing.
+    pub(crate) fn at_least(&mut self, what: &str, measured: f64, limit: f64, unit: &str) -> &mut Self {
+        self.held(what, measured, unit, format!("at least {}", short(limit)), measured >= limit)
+    }
+
+    fn held(&mut self, what: &str, measured: f64, unit: &str, bar: String, holds: bool) -> &mut Self {
+        let measured = format!("{} {unit}", short(measured)).trim_end().to_owned();
+        self.rows.push(Row { what: what.to_owned(), measured, bar: Some((bar, holds)) });
         self
     }
 
@@ -70,6 +75,11 @@ mod tests {
         assert!(table.finish().is_ok());
         table.at_most("loss", 2.0, 0.0, "");
         assert_eq!(table.finish().unwrap_err().to_string(), "broken: loss");
+        for wrong in [f64::NAN, 0.9] {
+            let mut short = Table::new();
+            short.at_least("rate", wrong, 1.0, "");
+            assert!(short.finish().is_err());
+        }
         let mut unknown = Table::new();
         unknown.at_most("unknown", f64::NAN, 1.0, "");
         assert!(unknown.finish().is_err());

@@ -33,6 +33,11 @@ impl Usage {
         })
     }
 
+    /// Seconds of a processor since `before`: exact, while the kernel guesses the two shares of it from its ticks.
+    pub(crate) fn time_since(&self, before: &Self) -> f64 {
+        self.user_since(before) + self.system_since(before)
+    }
+
     /// Seconds in user space since `before`.
     pub(crate) fn user_since(&self, before: &Self) -> f64 {
         self.user - before.user
