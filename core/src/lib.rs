@@ -14,6 +14,7 @@
 
 pub mod counters;
 pub mod ends;
+pub mod flows;
 pub mod layout;
 pub mod parse;
 pub mod tcp;

@@ -1,9 +1,11 @@
 //! Floods: a scan cannot evict anybody's live connections, one pod cannot exhaust another's state, and every
 //! record is accounted for. Needs root.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use sekisho_lab::{Agent, Lab, PodSpec, kill};
 use serde_json::{Value, json};
 
@@ -91,7 +93,8 @@ fn answered_datagrams_of_one_pod() -> Result<()> {
 fn full_rings_are_accounted_for() -> Result<()> {
     let lab = Lab::new("pressure-ring")?;
     let clients = (0..4).map(|number| lab.pod(PodSpec::new("shop", &format!("client-{number}")))).collect::<Result<Vec<_>>>()?;
-    let agent = Agent::start(&lab, &["--memory-budget", "16Mi"])?;
+    let lines = lab.directory().join("records.jsonl");
+    let agent = Agent::start(&lab, &["--memory-budget", "16Mi", "--jsonl", &lines.display().to_string()])?;
     // A follower that never reads: its own stream is lost, nobody else's.
     let slow = agent.follow(&["observe", "--follow", "-o", "json"])?;
     kill(agent.pid(), 19)?;
@@ -119,5 +122,24 @@ fn full_rings_are_accounted_for() -> Result<()> {
     let record = agent.record("a ledger record", Duration::from_secs(15), |record| {
         record["kind"] == "ledger" && number(&record["kernel"]["created"]) >= sent
     })?;
-    balanced(&record, false)
+    balanced(&record, false)?;
+    told_is_written(agent, &lines)
+}
+
+/// What the ledger says was sent is in the file, line by line, without a gap in the numbers but where the sink itself says so.
+fn told_is_written(agent: Agent, lines: &Path) -> Result<()> {
+    agent.terminate(Duration::from_secs(20))?;
+    let records: Vec<Value> = fs::read_to_string(lines)?.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let last = records.last().context("an empty file")?;
+    ensure!(last["kind"] == "ledger", "an agent ends with its ledger: {last:#}");
+    balanced(last, false)?;
+    let sinks = last["sinks"].as_array().into_iter().flatten();
+    let sink = sinks.into_iter().find(|sink| sink["name"] == "jsonl").with_context(|| format!("no line for the sink: {last:#}"))?;
+    ensure!(number(&sink["made"]) + 1 == number(&last["seq"]), "the ledger is the last record, and every other was made before it: {last:#}");
+    let missing = number(&last["seq"]) - records.len() as u64;
+    ensure!(missing == lost(sink), "{missing} lines missing, {} told: {sink:#}", lost(sink));
+    let starts = records.iter().filter(|record| record["kind"] == "start").count() as u64;
+    let sent = number(&last["kernel"]["start_sent"]);
+    ensure!(starts <= sent && starts + lost(sink) >= sent, "{starts} starts written, {sent} sent: {last:#}");
+    Ok(())
 }

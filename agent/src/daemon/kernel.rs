@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use sekisho_core::layout::Process;
 
-use crate::datapath::{self, Datapath, JournalMap};
-use crate::flow::{self, JournalStore, Kernel, ProcessInfo};
+use crate::datapath::{Datapath, JournalMap};
+use crate::flow::{JournalStore, Kernel, ProcessInfo};
 
 /// Answers the engine's questions from the datapath's maps and, for what is older than the hooks, from /proc.
 pub(super) struct Asked<'a>(pub(super) &'a mut Datapath);
@@ -63,21 +63,4 @@ fn executable(pid: u32, comm: &str) -> Option<Arc<str>> {
     }
     let path = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     path.to_str().map(Arc::from)
-}
-
-/// A table of the datapath by the flow room's name.
-pub(super) fn flow_table(table: datapath::Table) -> flow::Table {
-    match table {
-        datapath::Table::Embryonic => flow::Table::Embryonic,
-        datapath::Table::Established => flow::Table::Established,
-        datapath::Table::Answered => flow::Table::Answered,
-    }
-}
-
-/// What the engine decided about an entry, as the datapath takes it.
-pub(super) fn found(sweep: flow::Sweep) -> datapath::Sweep {
-    match sweep {
-        flow::Sweep::Keep => datapath::Sweep::Keep,
-        flow::Sweep::Remove => datapath::Sweep::Remove,
-    }
 }

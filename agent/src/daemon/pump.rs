@@ -14,7 +14,7 @@ use sekisho_proto as proto;
 use tracing::{error, info, warn};
 
 use super::control::{Command, Shared};
-use super::kernel::{Asked, flow_table, found};
+use super::kernel::Asked;
 use crate::cli::{AgentArgs, Exit, Failure, Mode, Origin, TcBackend};
 use crate::datapath::{self, Coverage, Datapath, Options, Watcher};
 use crate::detect::Detector;
@@ -308,12 +308,17 @@ impl Pump {
     fn sweep(&mut self, now: Now) {
         self.engine.begin_sweep(&self.datapath.counters());
         let engine = std::cell::RefCell::new(&mut self.engine);
-        self.datapath.sweep(
-            &mut |table, family, key, flow| found(engine.borrow_mut().on_swept(flow_table(table), family, key, flow, &now)),
-            &mut |table, family, key, flow| engine.borrow_mut().on_removed(flow_table(table), family, key, flow),
+        let whole = self.datapath.sweep(
+            &mut |table, family, key, flow| engine.borrow_mut().on_swept(table, family, key, flow, &now),
+            &mut |table, family, key, flow| engine.borrow_mut().on_removed(table, family, key, flow),
         );
         self.drain(now);
-        self.engine.end_sweep(&mut Context { now, kernel: &mut Asked(&mut self.datapath), witness: &mut self.detector });
+        let mut context = Context { now, kernel: &mut Asked(&mut self.datapath), witness: &mut self.detector };
+        if whole {
+            self.engine.end_sweep(&mut context);
+        } else {
+            self.engine.break_off_sweep(&mut context);
+        }
     }
 
     /// Has the attachments checked and says what was found.

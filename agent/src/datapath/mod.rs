@@ -48,7 +48,7 @@ pub use endpoint::{Attach, ChangeKind, Clocks, Coverage, CoverageEvent, Endpoint
 pub use error::{ApplyError, DetachError, ModeError, OpenError};
 pub use journal::{JOURNAL_VALUE, JournalMap};
 pub use sizes::LEAST_BUDGET;
-pub use sweep::{Sweep, Table};
+pub use sekisho_core::flows::{Sweep, Table};
 pub use watch::Watcher;
 
 use attach::{Attacher, Backend};

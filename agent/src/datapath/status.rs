@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use super::endpoint::MapStatus;
-use super::sweep::Table;
+use super::Table;
 use super::{Datapath, Maps};
 
 impl Datapath {

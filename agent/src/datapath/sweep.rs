@@ -7,30 +7,11 @@
 use std::collections::HashMap;
 use std::io;
 
+use sekisho_core::flows::{Sweep, Table};
 use sekisho_core::layout::{Closing, EndpointState, EndpointSwept, Flow, FlowKey4, FlowKey6};
 
 use super::table::{Buffers, Plain, Table as Map};
 use super::{Datapath, numbers};
-
-/// A flow table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Table {
-    /// Not answered yet, or denied.
-    Embryonic,
-    /// TCP connections.
-    Established,
-    /// Datagram flows with a reply.
-    Answered,
-}
-
-/// What shall become of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sweep {
-    /// It stays.
-    Keep,
-    /// It is over.
-    Remove,
-}
 
 /// Room for reads, kept between sweeps, and what the last one found.
 #[derive(Default)]
@@ -137,17 +118,21 @@ fn pass<K: FlowKey>(
 
 impl Datapath {
     /// Shows every flow to `visit`, removes what it says and what belongs to endpoints that are gone, and hands the final
-    /// totals of those to `removed`.
+    /// totals of those to `removed`. False = it did not come to its end: what was not shown may still be there.
     pub fn sweep(
         &mut self,
         visit: &mut dyn FnMut(Table, u8, &FlowKey6, &Flow) -> Sweep,
         removed: &mut dyn FnMut(Table, u8, &FlowKey6, &Flow),
-    ) {
+    ) -> bool {
         self.slots.sweep_begins();
         match self.sweep_tables(visit, removed) {
             Ok(()) => self.slots.sweep_ended(),
-            Err(error) => tracing::warn!(%error, "a sweep of the flow tables did not end"),
+            Err(error) => {
+                tracing::warn!(%error, "a sweep of the flow tables did not end");
+                return false;
+            }
         }
+        true
     }
 
     fn sweep_tables(&mut self, visit: Visit<'_>, removed: Removed<'_>) -> io::Result<()> {

@@ -6,10 +6,11 @@
 //! The engine is single-threaded, asks nobody for the time and does no I/O: events, table entries and clocks are passed in, records wait in a
 //! batch until [`Engine::flush`]. The order for the caller: drain the rings, then per sweep [`begin_sweep`](Engine::begin_sweep),
 //! [`on_swept`](Engine::on_swept) for each entry, [`on_removed`](Engine::on_removed) for what was taken out, drain the rings once more,
-//! [`end_sweep`](Engine::end_sweep).
+//! [`end_sweep`](Engine::end_sweep), or [`break_off_sweep`](Engine::break_off_sweep) where not every entry could be shown.
 
 use std::sync::Arc;
 
+use sekisho_core::flows::Table;
 use sekisho_core::layout::{Flow, FlowEvent, FlowKey6, end_reason, event};
 
 use super::attribution::{Attribution, Explainer, Kernel};
@@ -20,7 +21,7 @@ use super::ledger::FlowTally;
 use super::number::{BootSeed, NumberMap};
 use super::recent::Recent;
 use super::record::{Body, FlowRecord, Identity, Moment};
-use super::sweep::{Table, Work};
+use super::sweep::Work;
 use crate::inventory::ObjectName;
 
 const SECOND: u64 = 1_000_000_000;

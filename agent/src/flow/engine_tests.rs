@@ -3,8 +3,8 @@ use std::collections::{HashMap, HashSet};
 use proptest::prelude::*;
 use sekisho_core::layout::{self, Flow, FlowKey6, end_reason, event, reason, verdict};
 
-use super::testing::{Bench, SECOND, at, flow, jiffies, layout_counters, view};
-use super::{Moment, Sighting, Table};
+use super::testing::{Bench, Nobody, SECOND, at, flow, jiffies, layout_counters, view};
+use super::{Context, Moment, Sighting, Table};
 
 #[test]
 fn a_short_connection_is_a_start_and_an_end_and_leaves_nothing() {
@@ -126,6 +126,27 @@ fn evicted_flows_end_if_they_were_open_and_are_counted_if_not() {
     counters[sekisho_core::counters::CREATED as usize] = 2;
     let ledger = bench.engine.tally().ledger(&counters);
     assert_eq!((ledger.created, ledger.ended, ledger.open, ledger.evicted_unseen), (2, 1, 0, 1));
+}
+
+/// A sweep that the kernel broke off says nothing about what it did not show.
+#[test]
+fn a_sweep_that_broke_off_evicts_nobody() {
+    let mut bench = Bench::new(SECOND);
+    let (key, mut flow) = flow(2 * SECOND, 80);
+    bench.start(key, flow);
+    (flow.packets, flow.last) = ([9, 9], jiffies(8 * SECOND));
+    let mut table = HashMap::from([(key, (Table::Established, flow))]);
+    bench.sweep(9 * SECOND, 1, &mut table);
+    for second in 10..20 {
+        bench.engine.begin_sweep(&vec![0; layout_counters()]);
+        bench.engine.break_off_sweep(&mut Context { now: at(second * SECOND), kernel: &mut Nobody, witness: &mut bench.told });
+    }
+    bench.sweep(20 * SECOND, 1, &mut table);
+    assert_eq!(bench.moments(), [Moment::Start, Moment::Update]);
+    let mut counters = vec![0; layout_counters()];
+    counters[sekisho_core::counters::CREATED as usize] = 1;
+    let ledger = bench.engine.tally().ledger(&counters);
+    assert_eq!((ledger.created, ledger.ended, ledger.open, ledger.evicted_unseen), (1, 0, 1, 0));
 }
 
 #[test]

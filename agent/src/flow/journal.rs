@@ -7,7 +7,7 @@
 //! Order for the caller: compile (which draws numbers), then [`Journal::refresh`] and hand out the directory, then apply to
 //! the kernel. So no event bears a number whose owner is not written down.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,8 +15,8 @@ use super::directory::{Directory, Holding, TOMBSTONE_NS};
 use super::journal_entry::{RunState, decode_identity, decode_rule, encode_identity, encode_rule, key, kind, parse_key};
 use super::number::NumberMap;
 use super::record::{Identity, Owner};
-use crate::inventory::{ObjectName, Pod, PolicyPeer, Requirement, Selector, Snapshot};
-use crate::policy::{Instances, RuleRef};
+use crate::inventory::{ObjectName, Pod, Snapshot};
+use crate::policy::{Instances, Relevant, RuleRef, identity_number};
 
 /// How long a rule's name is kept after the rule left: an open flow that idles still bears it.
 const RULE_KEPT_NS: u64 = 2 * 3600 * 1_000_000_000 + TOMBSTONE_NS;
@@ -113,7 +113,7 @@ impl Journal {
         boot_ns: u64,
     ) -> Arc<Directory> {
         let mut inner = self.lock();
-        let relevant = relevant_labels(snapshot);
+        let relevant = Relevant::of(snapshot);
         let mut present: HashSet<u32> = HashSet::with_capacity(snapshot.pods.len() + snapshot.nodes.len());
         let mut held: HashMap<IpAddr, u32> = HashMap::new();
         for node in snapshot.nodes.values() {
@@ -265,7 +265,7 @@ impl Inner {
         number
     }
 
-    fn note_pod(&mut self, instance: u32, pod: &Pod, ips: &[IpAddr], relevant: &BTreeSet<Arc<str>>, boot_ns: u64) {
+    fn note_pod(&mut self, instance: u32, pod: &Pod, ips: &[IpAddr], relevant: &Relevant, boot_ns: u64) {
         let owner = Owner::Pod {
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
@@ -393,42 +393,4 @@ impl Inner {
         }
         directory
     }
-}
-
-/// The label keys that some policy reads on pods.
-fn relevant_labels(snapshot: &Snapshot) -> BTreeSet<Arc<str>> {
-    let mut keys = BTreeSet::new();
-    let mut read = |selector: &Selector| {
-        for requirement in &selector.requirements {
-            let (Requirement::In(key, _) | Requirement::NotIn(key, _) | Requirement::Exists(key) | Requirement::DoesNotExist(key)) =
-                requirement;
-            keys.insert(key.clone());
-        }
-    };
-    for policy in snapshot.policies.values() {
-        read(&policy.pod_selector);
-        let rules = policy.ingress.iter().chain(&policy.egress).flatten();
-        for peer in rules.flat_map(|rule| &rule.peers) {
-            if let PolicyPeer::Pods { pods: Some(selector), .. } = peer {
-                read(selector);
-            }
-        }
-    }
-    keys
-}
-
-/// FNV-1a over namespace and policy-relevant labels: the same on every node.
-fn identity_number(pod: &Pod, relevant: &BTreeSet<Arc<str>>) -> u64 {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut eat = |text: &str| {
-        for byte in text.bytes().chain([0]) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        }
-    };
-    eat(&pod.namespace);
-    for (label, value) in pod.labels.iter().filter(|(label, _)| relevant.contains(*label)) {
-        eat(label);
-        eat(value);
-    }
-    hash
 }

@@ -33,7 +33,7 @@ pub use ledger::{FlowTally, KernelTally, Ledger, imbalance};
 pub use number::{BootSeed, NumberHasher, NumberMap};
 pub use project::{Header, flow_id_text, mac_text, pod, policy_ref, policy_rule, process, project, protocol_name, timestamp};
 pub use record::{Body, Explanation, FlowRecord, Identity, Moment, Owner, ProcessInfo, Record};
-pub use sweep::{Sweep, Table};
+pub use sekisho_core::flows::{Sweep, Table};
 
 #[cfg(test)]
 mod book_tests;

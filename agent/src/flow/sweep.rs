@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use sekisho_core::flows::{Sweep, Table};
 use sekisho_core::layout::{self, Flow, FlowKey6, end_reason, verdict};
 
 use super::clock::Now;
@@ -15,26 +16,6 @@ const ICMPV6: u8 = 58;
 
 /// For how many sweeps a flow may be missed before it counts as gone: one, for entries that moved during the walk.
 const MISSED: u64 = 2;
-
-/// A kernel table of flows, of either family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Table {
-    /// Not answered yet, and denied flows. Evicts.
-    Embryonic,
-    /// TCP. Does not evict.
-    Established,
-    /// Datagrams that got a reply. Evicts.
-    Answered,
-}
-
-/// What becomes of a table's entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sweep {
-    /// It stays.
-    Keep,
-    /// It is to be removed, and its final totals given to [`Engine::on_removed`].
-    Remove,
-}
 
 /// What a sweep found to do. Done after it, when the kernel can be asked again.
 pub(super) struct Work {
@@ -148,6 +129,14 @@ impl Engine {
         }
         let missed = self.open.values().filter(|open| open.seen < sweeps).count();
         self.tally.end_sweep(sweeps, missed as u64);
+    }
+
+    /// Ends a sweep that did not come to its end: what it did not meet may still be there, so nobody counts as missed.
+    pub fn break_off_sweep(&mut self, context: &mut Context<'_>) {
+        self.settle(context);
+        for open in self.open.values_mut() {
+            open.seen = self.sweeps;
+        }
     }
 
     /// Ends what is open. After this, a sweep ends what was never open here: see [`on_swept`](Self::on_swept).

@@ -33,6 +33,7 @@ sekisho-lab COMMAND
   pause                                     live until killed
   serve tcp|udp PORT [MESSAGE]              answer what is sent, or MESSAGE to everything
   serve many tcp:PORT udp:PORT ...          several of the first kind at once
+  serve tcp-in-turn PORT                    answer one connection after the other, without threads
   serve http PORT NAME                      answer GET requests in the name of NAME
   dial tcp|udp ADDR:PORT [--bytes N] [--count N] [--from PORT] [--bind ADDR] [--timeout MS] [--connect no] [--user ID]
   http ADDR:PORT PATH                       one GET request; prints the first line of the answer
@@ -106,6 +107,7 @@ fn run(words: &[&str]) -> Result<bool> {
         }
         ["serve", "tcp", port] => serve::tcp(number(port)?, None),
         ["serve", "tcp", port, message] => serve::tcp(number(port)?, Some(message)),
+        ["serve", "tcp-in-turn", port] => serve::in_turn(number(port)?),
         ["serve", "udp", port] => serve::udp(number(port)?),
         ["serve", "many", ports @ ..] => serve::many(ports),
         ["serve", "http", port, name] => serve::http(number(port)?, name),

@@ -54,6 +54,14 @@ fn echo(mut stream: TcpStream) {
     }
 }
 
+/// Sends back what comes, one connection after the other in one thread: for measuring connections, not the starting of threads.
+pub(super) fn in_turn(port: u16) -> Result<bool> {
+    let listener = listen(port)?;
+    println!("{READY}");
+    listener.incoming().flatten().for_each(echo);
+    Ok(true)
+}
+
 /// Sends back what comes, or `message` for everything that comes.
 pub(super) fn tcp(port: u16, message: Option<&str>) -> Result<bool> {
     let listener = listen(port)?;

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail};
-use sekisho_lab::{Agent, Lab, Pod, PodSpec};
+use sekisho_lab::{Agent, Lab, Pod, PodSpec, go_first, interrupted, on_interrupt};
 use serde_json::{Value, json};
 
 use super::table::Table;
@@ -42,15 +42,20 @@ struct Rounds {
 
 pub(crate) fn run() -> Result<()> {
     sekisho_lab::use_programs(build_agent()?, build_fast_lab()?);
+    on_interrupt();
+    go_first()?;
     let lab = Lab::new("bench-rr")?;
     let server = lab.pod(PodSpec::new("bench", "server"))?;
     let client = lab.pod(PodSpec::new("bench", "client"))?;
     let spec = json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}]});
     lab.policy("bench", "server", &spec)?;
-    let _tcp = server.start(&["pin", PROCESSOR, "serve", "tcp", "80"])?;
+    let _tcp = server.start(&["pin", PROCESSOR, "serve", "tcp-in-turn", "80"])?;
     let _udp = server.start(&["pin", PROCESSOR, "serve", "udp", "53"])?;
     let mut rounds: [Rounds; KINDS.len()] = Default::default();
     for round in 1..=ROUNDS {
+        if interrupted() {
+            bail!("interrupted; everything is removed");
+        }
         say(&format!("round {round} of {ROUNDS}"));
         for (kind, rounds) in KINDS.iter().zip(&mut rounds) {
             rounds.without.push(measure(kind, &client, &server)?);
