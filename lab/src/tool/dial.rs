@@ -93,6 +93,17 @@ fn udp(target: SocketAddr, options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Sends `count` datagrams, `rate` a second, each from a socket of its own, and does not care what becomes of them: one
+/// that a control group's program drops is refused to the sender.
+pub(super) fn knock(target: SocketAddr, count: u32, rate: u32) -> Result<bool> {
+    let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    for _ in 0..count {
+        let _refused = UdpSocket::bind((any, 0)).context("cannot bind")?.send_to(b"knock", target);
+        std::thread::sleep(Duration::from_secs(1) / rate.max(1));
+    }
+    Ok(true)
+}
+
 /// One GET request; prints the body's first line.
 pub(super) fn http(target: SocketAddr, path: &str) -> bool {
     let timeout = Duration::from_secs(1);

@@ -36,6 +36,7 @@ sekisho-lab COMMAND
   serve tcp-in-turn PORT                    answer one connection after the other, without threads
   serve http PORT NAME                      answer GET requests in the name of NAME
   dial tcp|udp ADDR:PORT [--bytes N] [--count N] [--from PORT] [--bind ADDR] [--timeout MS] [--connect no] [--user ID]
+  knock ADDR:PORT COUNT PER_SECOND          datagrams, each a new flow, whatever becomes of them
   http ADDR:PORT PATH                       one GET request; prints the first line of the answer
   hold ADDR:PORT COUNT SECONDS              keep COUNT connections busy, tell how many broke
   rate ADDR:PORT PER_SECOND SECONDS         new connections, tell how many succeeded
@@ -112,6 +113,7 @@ fn run(words: &[&str]) -> Result<bool> {
         ["serve", "many", ports @ ..] => serve::many(ports),
         ["serve", "http", port, name] => serve::http(number(port)?, name),
         ["dial", protocol, target, options @ ..] => dial::main(protocol, target.parse().context("not ADDR:PORT")?, options),
+        ["knock", target, count, rate] => dial::knock(target.parse().context("not ADDR:PORT")?, number(count)?, number(rate)?),
         ["http", target, path] => Ok(dial::http(target.parse().context("not ADDR:PORT")?, path)),
         ["hold", target, count, seconds] => hold::main(target.parse().context("not ADDR:PORT")?, number(count)?, seconds_of(seconds)?),
         ["rate", target, rate, seconds] => Ok(hold::rate(target.parse().context("not ADDR:PORT")?, number(rate)?, seconds_of(seconds)?)),

@@ -10,12 +10,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::Stage;
-use crate::cluster::{ensure_helm, ensure_kubeconform, root as cluster_root};
+use super::probe::get;
+use crate::cluster::{control_plane_netns, ensure_helm, ensure_kubeconform, node_addresses, root as cluster_root};
 use crate::workspace::{output, root};
 
 /// Values beside the defaults that change which objects there are.
 const EVERYTHING: [&str; 4] =
-    ["--set", "networkPolicy.enabled=true,records.stdout=true,cluster=c1", "--set", "image.pullSecrets[0].name=s"];
+    ["--set", "metrics.service=true,networkPolicy.enabled=true,records.stdout=true,cluster=c1", "--set", "image.pullSecrets[0].name=s"];
 
 pub(super) fn the_real_tools_take_it(stage: &Stage) -> Result<()> {
     let schemas = cluster_root().join("schemas");
@@ -32,6 +33,10 @@ pub(super) fn the_real_tools_take_it(stage: &Stage) -> Result<()> {
     conforms(&schemas, &[&root().join("deploy/kubernetes"), &root().join("deploy/examples")])?;
     let refused = Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(["--set", "mode=loud"]).output()?;
     ensure!(!refused.status.success(), "the schema lets a mode pass that is none");
+    // Its definition is the Prometheus operator's, which is not here.
+    let monitor = ["--set", "metrics.service=true,metrics.serviceMonitor=true"];
+    let text = output(Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(monitor))?;
+    ensure!(text.contains("kind: ServiceMonitor"), "no ServiceMonitor where one was asked for");
     let plain = fs::read_to_string(root().join("deploy/kubernetes/sekisho.yaml"))?;
     stage.client.feed(&["apply", "--server-side", "--dry-run=server", "--force-conflicts", "-f", "-"], &plain)?;
     Ok(())
@@ -80,4 +85,17 @@ fn closed(schema: &Value) -> Value {
         Value::Array(values) => values.iter().map(closed).collect(),
         other => other.clone(),
     }
+}
+
+/// Prometheus and load balancers ask each node.
+pub(super) fn metrics_are_served_on_every_node(stage: &Stage) -> Result<()> {
+    for number in stage.plan.numbers() {
+        for address in node_addresses(number).into_iter().filter(std::net::IpAddr::is_ipv4) {
+            for (path, wanted) in [("/metrics", "# TYPE sekisho_"), ("/healthz", ""), ("/readyz", "")] {
+                let (status, body) = control_plane_netns().within(|| get(address, super::METRICS_PORT, path))?;
+                ensure!(status.contains(" 200 ") && body.contains(wanted), "{path} of {address}: {status} {body}");
+            }
+        }
+    }
+    Ok(())
 }

@@ -9,6 +9,7 @@ mod agents;
 mod api;
 mod chart;
 mod faults;
+mod first;
 mod grid;
 mod latency;
 mod life;
@@ -33,6 +34,8 @@ use api::Api;
 
 /// Where the chart is installed.
 const NAMESPACE: &str = "sekisho";
+/// Where agents serve metrics, as the chart has it.
+const METRICS_PORT: u16 = 9462;
 
 /// The cluster with Sekisho installed.
 struct Stage {
@@ -44,13 +47,15 @@ struct Stage {
 type Test = (&'static str, fn(&Stage) -> Result<()>);
 
 /// In this order: what is cheap first, what disturbs the cluster last.
-const TESTS: [Test; 14] = [
+const TESTS: [Test; 16] = [
     ("chart::the_real_tools_take_it", chart::the_real_tools_take_it),
+    ("chart::metrics_are_served_on_every_node", chart::metrics_are_served_on_every_node),
     ("life::pods_come_and_go_on_both_nodes", life::pods_come_and_go_on_both_nodes),
     ("grid::the_truth_table_holds_for_every_policy", grid::the_truth_table_holds_for_every_policy),
     ("latency::a_policy_is_in_force_within_150_ms", latency::a_policy_is_in_force_within_150_ms),
     ("life::kubelet_probes_of_an_isolated_pod_keep_passing", life::kubelet_probes_of_an_isolated_pod_keep_passing),
     ("nodeport::outsiders_do_not_pass_isolation", nodeport::outsiders_do_not_pass_isolation),
+    ("first::a_pods_first_packets_are_judged", first::a_pods_first_packets_are_judged),
     ("services::a_service_is_judged_by_its_backends", services::a_service_is_judged_by_its_backends),
     ("life::a_reused_address_has_its_new_owner", life::a_reused_address_has_its_new_owner),
     ("faults::a_killed_agent_leaks_and_cuts_nothing", faults::a_killed_agent_leaks_and_cuts_nothing),

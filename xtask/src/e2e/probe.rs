@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use sekisho_lab::Netns;
 
 /// How long silence must last to be a drop.
@@ -58,4 +58,15 @@ fn udp(target: SocketAddr, limit: Duration) -> std::io::Result<()> {
     socket.set_read_timeout(Some(limit))?;
     socket.send(b"probe")?;
     socket.recv(&mut [0; 16]).map(drop)
+}
+
+/// What a plain HTTP server answers to GET, from the calling thread's namespace: its status line and body.
+pub(super) fn get(address: IpAddr, port: u16, path: &str) -> Result<(String, String)> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(address, port), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    Ok((head.lines().next().unwrap_or_default().to_owned(), body.to_owned()))
 }
