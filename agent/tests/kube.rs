@@ -279,7 +279,7 @@ fn twenty_thousand_pods_are_read_in_time_and_kept_small() -> Result<()> {
 /// The agent itself on these objects: memory, the time until its policy is in force, and what quiet and change cost it.
 /// Needs root; it judges nobody, as no pod of its node has a process here.
 fn whole_agent(cluster: &Cluster, objects: &Objects, bar: Duration) -> Result<()> {
-    let agent = agent::Running::start(&cluster.config()?, "node-7")?;
+    let agent = agent::Running::start(&cluster.config()?, "node-707")?;
     let started = Instant::now();
     let status =
         agent.until(Duration::from_secs(120), |status| status["source"]["synced"] == true && status["policy"]["policies"] == 1000)?;

@@ -47,8 +47,8 @@ pub use detach::{DetachReport, detach, set_mode_on_pins};
 pub use endpoint::{Attach, ChangeKind, Clocks, Coverage, CoverageEvent, EndpointChange, EndpointInfo, ListenerInfo, MapStatus};
 pub use error::{ApplyError, DetachError, ModeError, OpenError};
 pub use journal::{JOURNAL_VALUE, JournalMap};
-pub use sizes::LEAST_BUDGET;
 pub use sekisho_core::flows::{Sweep, Table};
+pub use sizes::LEAST_BUDGET;
 pub use watch::Watcher;
 
 use attach::{Attacher, Backend};

@@ -3,8 +3,8 @@
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use super::endpoint::MapStatus;
 use super::Table;
+use super::endpoint::MapStatus;
 use super::{Datapath, Maps};
 
 impl Datapath {

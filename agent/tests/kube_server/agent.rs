@@ -1,4 +1,4 @@
-//! The agent's binary on a kubeconfig, in the machine's own network namespace, with pins and socket of its own.
+//! The agent's binary on a kubeconfig, in the machine's own network namespace, with a bpffs and a socket of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,11 @@ impl Running {
     pub(crate) fn start(kubeconfig: &Path, node: &str) -> Result<Self> {
         let binary = std::env::var_os("SEKISHO_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_sekisho").into(), PathBuf::from);
         let folder = tempfile::tempdir()?;
-        let pins = PathBuf::from(format!("/sys/fs/bpf/sekisho-kube-{}", std::process::id()));
+        let mount = folder.path().join("bpf");
+        fs::create_dir(&mount)?;
+        let mounted = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&mount).status()?;
+        ensure!(mounted.success(), "no bpffs can be mounted: this test needs root");
+        let pins = mount.join("pins");
         let child = Command::new(&binary)
             .args(["agent", "--node-name", node, "--kubeconfig"])
             .arg(kubeconfig)
@@ -89,5 +93,6 @@ impl Drop for Running {
         drop(self.child.kill());
         drop(self.child.wait());
         drop(Command::new(&self.binary).args(["detach", "--pin-dir"]).arg(&self.pins).output());
+        drop(Command::new("umount").arg(self.folder.path().join("bpf")).status());
     }
 }
