@@ -183,8 +183,8 @@ impl Agent {
             Ok(found.is_some())
         });
         outcome.with_context(|| {
-            let last: String = seen.iter().rev().take(20).rev().map(|record| format!("{record}\n")).collect();
-            format!("the last of {} records:\n{last}{}", seen.len(), self.log())
+            let last: Vec<String> = seen.iter().rev().take(20).rev().map(Value::to_string).collect();
+            format!("the last of {} records:\n{}\n{}", seen.len(), last.join("\n"), self.log())
         })?;
         found.context("just found")
     }

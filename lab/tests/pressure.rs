@@ -135,7 +135,10 @@ fn told_is_written(agent: Agent, lines: &Path) -> Result<()> {
     balanced(last, false)?;
     let sinks = last["sinks"].as_array().into_iter().flatten();
     let sink = sinks.into_iter().find(|sink| sink["name"] == "jsonl").with_context(|| format!("no line for the sink: {last:#}"))?;
-    ensure!(number(&sink["made"]) + 1 == number(&last["seq"]), "the ledger is the last record, and every other was made before it: {last:#}");
+    ensure!(
+        number(&sink["made"]) + 1 == number(&last["seq"]),
+        "the ledger is the last record, and every other was made before it: {last:#}"
+    );
     let missing = number(&last["seq"]) - records.len() as u64;
     ensure!(missing == lost(sink), "{missing} lines missing, {} told: {sink:#}", lost(sink));
     let starts = records.iter().filter(|record| record["kind"] == "start").count() as u64;

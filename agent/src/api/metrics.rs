@@ -158,8 +158,8 @@ fn maps(out: &mut DescriptorEncoder<'_>, status: &proto::StatusResponse) -> fmt:
     let each = |value: fn(&proto::MapStatus) -> u64| -> Vec<Sample> {
         status.maps.iter().map(|map| (vec![("map", map.name.clone())], float(value(map)))).collect()
     };
-    gauges(out, "map_entries", "Entries of a kernel map", each(|map| u64::from(map.entries)))?;
-    gauges(out, "map_max_entries", "Entries that it can hold", each(|map| u64::from(map.max)))?;
+    gauges(out, "map_entries", "Entries of a kernel map", each(|map| map.entries))?;
+    gauges(out, "map_max_entries", "Entries that it can hold", each(|map| map.max))?;
     gauges(out, "map_bytes", "Kernel memory that it takes", each(|map| map.bytes))
 }
 

@@ -64,7 +64,9 @@ impl Hasher for NumberHasher {
     fn write_u128(&mut self, n: u128) {
         #[expect(clippy::cast_possible_truncation, reason = "both halves are written")]
         let halves = [n as u64, (n >> 64) as u64];
-        halves.into_iter().for_each(|half| self.write_u64(half));
+        for half in halves {
+            self.write_u64(half);
+        }
     }
 }
 

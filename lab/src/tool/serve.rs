@@ -27,7 +27,9 @@ pub(super) fn many(words: &[&str]) -> Result<bool> {
         });
     }
     println!("{READY}");
-    running.into_iter().for_each(|thread| thread.join().expect("serving does not panic"));
+    for thread in running {
+        thread.join().expect("serving does not panic");
+    }
     Ok(true)
 }
 

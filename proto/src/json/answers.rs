@@ -1,7 +1,10 @@
 //! What the agent answers when it is asked: status, explanation, mode. Lists are always there, empty or not.
 
 use super::object::{Message, Object};
-use crate::{Decision, EndpointStatus, ExplainResponse, MapStatus, Mismatch, ModeResponse, PolicyStatus, Reason, SourceStatus, StatusResponse, Verdict};
+use crate::{
+    Decision, EndpointStatus, ExplainResponse, MapStatus, Mismatch, ModeResponse, PolicyStatus, Reason, SourceStatus, StatusResponse,
+    Verdict,
+};
 
 impl Message for StatusResponse {
     fn fields(&self, object: &mut Object<'_>) {

@@ -114,7 +114,8 @@ struct Follower {
 
 impl Follower {
     fn start(agent: &Agent) -> Result<Self> {
-        let mut running = agent.follow(&["observe", "--follow", "--last", "0", "--kind", "start", "--pod", "bench/prober", "-o", "json"])?;
+        let mut running =
+            agent.follow(&["observe", "--follow", "--last", "0", "--kind", "start", "--pod", "bench/prober", "-o", "json"])?;
         let (pid, seen) = (running.pid(), Arc::new(Mutex::new(Arrivals::new())));
         let noted = seen.clone();
         let thread = std::thread::spawn(move || {

@@ -11,7 +11,7 @@ const SWEEP: usize = 16_384;
 /// The texts in use.
 #[derive(Default)]
 pub(super) struct Texts {
-    texts: HashSet<Arc<str>>,
+    single: HashSet<Arc<str>>,
     labels: HashSet<Labels>,
     /// Size after the last sweep.
     swept: usize,
@@ -20,10 +20,10 @@ pub(super) struct Texts {
 impl Texts {
     /// The one copy of `text`.
     pub(super) fn text(&mut self, text: &Arc<str>) -> Arc<str> {
-        if let Some(known) = self.texts.get(text) {
+        if let Some(known) = self.single.get(text) {
             return known.clone();
         }
-        self.texts.insert(text.clone());
+        self.single.insert(text.clone());
         text.clone()
     }
 
@@ -69,11 +69,11 @@ impl Texts {
 
     /// Forgets what nobody uses any more, once enough has come to make it worth while.
     pub(super) fn sweep(&mut self) {
-        if self.texts.len() + self.labels.len() < self.swept + SWEEP {
+        if self.single.len() + self.labels.len() < self.swept + SWEEP {
             return;
         }
         self.labels.retain(|labels| Arc::strong_count(labels) > 1);
-        self.texts.retain(|text| Arc::strong_count(text) > 1);
-        self.swept = self.texts.len() + self.labels.len();
+        self.single.retain(|text| Arc::strong_count(text) > 1);
+        self.swept = self.single.len() + self.labels.len();
     }
 }

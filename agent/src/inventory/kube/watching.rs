@@ -95,10 +95,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// A server without streaming lists calls the parameters invalid.
 fn cannot_stream(error: &watcher::Error) -> bool {
-    let status = match error {
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status,
-        watcher::Error::WatchError(status) => status,
-        _ => return false,
+    let (watcher::Error::WatchStartFailed(kube::Error::Api(status)) | watcher::Error::WatchError(status)) = error else {
+        return false;
     };
     matches!(status.code, 400 | 422)
 }
@@ -106,8 +104,8 @@ fn cannot_stream(error: &watcher::Error) -> bool {
 /// Between half of `wait` and all of it, so that a thousand agents do not come back in step.
 fn jittered(wait: Duration) -> Duration {
     let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8);
-    let share = 0.5 + (random >> 11) as f64 / (1u64 << 54) as f64;
-    wait.mul_f64(share)
+    let [low, high, ..] = random.to_ne_bytes();
+    wait / 2 + wait / 2 * u32::from(u16::from_ne_bytes([low, high])) / 65_536
 }
 
 #[cfg(test)]

@@ -96,9 +96,9 @@ fn lives(bench: &mut Bench, table: &mut Table, family: Family) -> Result<()> {
     told(table, &format!("{name} denied: "), &["first packet", "second packet"], bench.life(&[denied, denied], node::INTERFACE)?);
     let again = bench.existing(&[denied, denied], node::INTERFACE)?;
     table.told(&format!("{name} denied: one flow's packets"), ns(again));
-    let alone = bench.alone(&tcp(family, EGRESS, SYN), node::INTERFACE)?;
+    let alone = bench.alone(tcp(family, EGRESS, SYN), node::INTERFACE)?;
     table.told(&format!("new {name} flow, one per system call"), ns(alone));
-    let full = bench.crowded(&tcp(family, EGRESS, SYN), node::OPEN_INTERFACE)?;
+    let full = bench.crowded(tcp(family, EGRESS, SYN), node::OPEN_INTERFACE)?;
     table.told(&format!("new {name} flow where another must go"), ns(full));
     Ok(())
 }

@@ -80,7 +80,7 @@ impl Family {
 
 impl Packet {
     /// The frame, with its Ethernet header.
-    pub(super) fn frame(&self) -> Vec<u8> {
+    pub(super) fn frame(self) -> Vec<u8> {
         let (pod, peer) = (self.family.pod(), self.family.peer(self.peer));
         let egress = self.direction == EGRESS;
         let (source, destination) = if egress { (pod, peer) } else { (peer, pod) };
@@ -110,12 +110,12 @@ impl Packet {
     }
 
     /// What the classifier should say.
-    pub(super) fn code(&self) -> i32 {
+    pub(super) fn code(self) -> i32 {
         if self.peer == Peer::Friend { -1 } else { 2 }
     }
 
     /// Where the client's port stands.
-    pub(super) fn client_port(&self) -> u16 {
+    pub(super) fn client_port(self) -> u16 {
         let ports = 14 + self.family.ip() + if self.dialled == self.direction { 0 } else { 2 };
         u16::try_from(ports).unwrap_or_default()
     }

@@ -38,13 +38,13 @@ impl Bench {
         let (last, before) = packets.split_last().context("no packet")?;
         let skb = Skb { ifindex: interface, ..Skb::default() };
         for packet in before {
-            self.programs.run(program(packet), &packet.frame(), skb, 1)?;
+            self.programs.run(program(*packet), &packet.frame(), skb, 1)?;
         }
         let frame = last.frame();
         let mut samples = Samples::default();
         for _ in 0..REPEATS {
             let floor = self.programs.floor(&frame, REPEAT)?;
-            let run = self.programs.run(program(last), &frame, skb, REPEAT)?;
+            let run = self.programs.run(program(*last), &frame, skb, REPEAT)?;
             ensure!(run.code == last.code(), "{last:?} gets {}", run.code);
             samples.add(run.time, floor);
         }
@@ -55,13 +55,13 @@ impl Bench {
     pub(super) fn existing_at_group(&mut self, packets: &[Packet]) -> Result<f64> {
         let (last, before) = packets.split_last().context("no packet")?;
         for packet in before {
-            self.programs.run(group_program(packet), &packet.frame(), Skb::default(), 1)?;
+            self.programs.run(group_program(*packet), &packet.frame(), Skb::default(), 1)?;
         }
         let frame = last.frame();
         let mut samples = Samples::default();
         for _ in 0..REPEATS {
             let floor = self.idle.run(&frame, Skb::default(), REPEAT)?.time;
-            let run = self.programs.run(group_program(last), &frame, Skb::default(), REPEAT)?;
+            let run = self.programs.run(group_program(*last), &frame, Skb::default(), REPEAT)?;
             let expected = i32::from(last.peer == Peer::Friend);
             ensure!(run.code == expected, "{last:?} gets {} at the control group", run.code);
             samples.add(run.time, floor);
@@ -75,27 +75,27 @@ impl Bench {
         let mut costs = vec![Samples::default(); packets.len()];
         for _ in 0..ROUNDS {
             for (packet, samples) in packets.iter().zip(&mut costs) {
-                let floor = self.once("empty", packet, interface)?;
-                samples.add(self.once(program(packet), packet, interface)?, floor);
+                let floor = self.once("empty", *packet, interface)?;
+                samples.add(self.once(program(*packet), *packet, interface)?, floor);
                 self.programs.events();
             }
             if let Some(packet) = packets.first() {
-                self.forget(packet, interface, tables)?;
+                self.forget(*packet, interface, tables)?;
             }
         }
         costs.into_iter().map(Samples::over).collect()
     }
 
     /// Cost of the first packet of a flow where the table is full, and another flow has to go.
-    pub(super) fn crowded(&mut self, packet: &Packet, interface: u32) -> Result<f64> {
+    pub(super) fn crowded(&mut self, packet: Packet, interface: u32) -> Result<f64> {
         let mut samples = Samples::default();
         // Each round takes another service; those that fill the table are not counted.
         let filling = node::EMBRYONIC as usize / usize::from(FLOWS) + 1;
         for round in 0..filling + ROUNDS {
-            let mut packet = *packet;
+            let mut packet = packet;
             packet.service = SERVICE + 1 + u16::try_from(round)?;
-            let floor = self.once("empty", &packet, interface)?;
-            let run = self.once(program(&packet), &packet, interface)?;
+            let floor = self.once("empty", packet, interface)?;
+            let run = self.once(program(packet), packet, interface)?;
             self.programs.events();
             if round >= filling {
                 samples.add(run, floor);
@@ -105,7 +105,7 @@ impl Bench {
     }
 
     /// Cost of the first packet of a flow right after a system call, that is with one run per call.
-    pub(super) fn alone(&mut self, packet: &Packet, interface: u32) -> Result<f64> {
+    pub(super) fn alone(&mut self, packet: Packet, interface: u32) -> Result<f64> {
         let skb = Skb { ifindex: interface, ..Skb::default() };
         let mut samples = Samples::default();
         for run in 0..FLOWS {
@@ -121,7 +121,7 @@ impl Bench {
     }
 
     /// One packet of every flow: mean time.
-    fn once(&mut self, program: &'static str, packet: &Packet, interface: u32) -> Result<Duration> {
+    fn once(&mut self, program: &'static str, packet: Packet, interface: u32) -> Result<Duration> {
         let key = (program, packet.client_port());
         if !self.wrapped.contains_key(&key) {
             let made = self.programs.vary(program, key.1)?;
@@ -136,7 +136,7 @@ impl Bench {
     }
 
     /// Removes the flows of a round.
-    fn forget(&self, packet: &Packet, interface: u32, tables: &[&str]) -> Result<()> {
+    fn forget(&self, packet: Packet, interface: u32, tables: &[&str]) -> Result<()> {
         let protocol = if packet.transport == Transport::Udp { 17 } else { 6 };
         let remote = packet.family.peer(packet.peer);
         let service = packet.service;
@@ -161,11 +161,11 @@ fn client(run: u16) -> u16 {
     u16::from_be_bytes(u16::from_ne_bytes(FIRST.to_be_bytes()).wrapping_add(run).to_ne_bytes())
 }
 
-fn program(packet: &Packet) -> &'static str {
+fn program(packet: Packet) -> &'static str {
     if packet.direction == EGRESS { "pod_egress" } else { "pod_ingress" }
 }
 
-fn group_program(packet: &Packet) -> &'static str {
+fn group_program(packet: Packet) -> &'static str {
     if packet.direction == EGRESS { "cg_egress" } else { "cg_ingress" }
 }
 
