@@ -7,8 +7,8 @@ use sekisho_core::tcp::state;
 use crate::emit;
 use crate::hot::equal;
 use crate::scratch::{self, Scratch};
-use crate::{read, slow};
 use crate::tables::{self, table};
+use crate::{read, slow};
 
 /// Whether the ICMP error in the scratch belongs to an allowed flow: 1 = yes, and the flow knows of it now.
 #[inline(never)]

@@ -83,8 +83,10 @@ fn free6(window: &Direct, direction: u8) -> bool {
     match next[0] {
         protocol::ICMP6 => window.get::<1>(40).is_some_and(|[kind]| (FIRST_ND..=LAST_ND).contains(&kind)),
         // Listener reports carry a router alert before them.
-        0 => window.get::<8>(40).is_some_and(|options| options[0] == protocol::ICMP6)
-            && window.get::<1>(48).is_some_and(|[kind]| kind == 143 || (FIRST_ND..=LAST_ND).contains(&kind)),
+        0 => {
+            window.get::<8>(40).is_some_and(|options| options[0] == protocol::ICMP6)
+                && window.get::<1>(48).is_some_and(|[kind]| kind == 143 || (FIRST_ND..=LAST_ND).contains(&kind))
+        }
         protocol::UDP => matches!(ports(window, 40), Some((546 | 547, 546 | 547))),
         _ => false,
     }

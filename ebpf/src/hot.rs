@@ -117,47 +117,48 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
     // One way into the slow path.
     let scratch = 'read: {
         match H::version(&window) {
-        4 => {
-            if let Some(fast) = parse::fast4(&window, H::LINK) {
-                let hit = Hit::of(&fast, direction, config.epoch);
-                let (local, remote, local_port, remote_port) = sides(&fast, direction);
-                let key = Key4 { endpoint, remote: u32::from_ne_bytes(remote), local_port, remote_port, protocol: u32::from(fast.protocol) };
-                let local = u32::from_ne_bytes(local);
-                let known = known::<V4>(skb, key.as_key(), &hit, |entry| {
-                    let bytes = &entry.local;
-                    local == u32::from_ne_bytes([bytes[12], bytes[13], bytes[14], bytes[15]])
-                });
-                found = match known {
-                    Ok(fate) => return fate,
-                    Err(found) => found,
-                };
-                let Some(scratch) = H::scratch() else { return Fate::Drop };
-                scratch.ends.local = parse::mapped(local.to_ne_bytes());
-                scratch.ends.remote = parse::mapped(remote);
-                scratch.packet.family = 4;
-                simple(scratch, &fast, local_port, remote_port);
-                break 'read scratch;
+            4 => {
+                if let Some(fast) = parse::fast4(&window, H::LINK) {
+                    let hit = Hit::of(&fast, direction, config.epoch);
+                    let (local, remote, local_port, remote_port) = sides(&fast, direction);
+                    let key =
+                        Key4 { endpoint, remote: u32::from_ne_bytes(remote), local_port, remote_port, protocol: u32::from(fast.protocol) };
+                    let local = u32::from_ne_bytes(local);
+                    let known = known::<V4>(skb, key.as_key(), &hit, |entry| {
+                        let bytes = &entry.local;
+                        local == u32::from_ne_bytes([bytes[12], bytes[13], bytes[14], bytes[15]])
+                    });
+                    found = match known {
+                        Ok(fate) => return fate,
+                        Err(found) => found,
+                    };
+                    let Some(scratch) = H::scratch() else { return Fate::Drop };
+                    scratch.ends.local = parse::mapped(local.to_ne_bytes());
+                    scratch.ends.remote = parse::mapped(remote);
+                    scratch.packet.family = 4;
+                    simple(scratch, &fast, local_port, remote_port);
+                    break 'read scratch;
+                }
             }
-        }
-        6 => {
-            if let Some(fast) = parse::fast6(&window, H::LINK) {
-                let hit = Hit::of(&fast, direction, config.epoch);
-                let (local, remote, local_port, remote_port) = sides(&fast, direction);
-                let key = Key6 { remote: words(&remote), endpoint, local_port, remote_port, protocol: u32::from(fast.protocol) };
-                let known = known::<V6>(skb, key.as_key(), &hit, |entry| equal(&entry.local, &local));
-                found = match known {
-                    Ok(fate) => return fate,
-                    Err(found) => found,
-                };
-                let Some(scratch) = H::scratch() else { return Fate::Drop };
-                scratch.ends.local = local;
-                scratch.ends.remote = remote;
-                scratch.packet.family = 6;
-                simple(scratch, &fast, local_port, remote_port);
-                break 'read scratch;
+            6 => {
+                if let Some(fast) = parse::fast6(&window, H::LINK) {
+                    let hit = Hit::of(&fast, direction, config.epoch);
+                    let (local, remote, local_port, remote_port) = sides(&fast, direction);
+                    let key = Key6 { remote: words(&remote), endpoint, local_port, remote_port, protocol: u32::from(fast.protocol) };
+                    let known = known::<V6>(skb, key.as_key(), &hit, |entry| equal(&entry.local, &local));
+                    found = match known {
+                        Ok(fate) => return fate,
+                        Err(found) => found,
+                    };
+                    let Some(scratch) = H::scratch() else { return Fate::Drop };
+                    scratch.ends.local = local;
+                    scratch.ends.remote = remote;
+                    scratch.packet.family = 6;
+                    simple(scratch, &fast, local_port, remote_port);
+                    break 'read scratch;
+                }
             }
-        }
-        _ => {}
+            _ => {}
         }
         let Some(scratch) = H::scratch() else { return Fate::Drop };
         scratch.packet.family = 0;

@@ -12,7 +12,6 @@ use sekisho_core::tcp::{self, First, state};
 use sekisho_core::verdict::{Question, isolated, judge, settle};
 
 use crate::budget::{self, config};
-use crate::{change, close, own_node};
 use crate::emit::{self, count, stateless};
 use crate::hot::{equal, words};
 use crate::kernel::{Direct, Skb, add, zero};
@@ -20,6 +19,7 @@ use crate::promote::left;
 use crate::scratch::{self, Scratch, task};
 use crate::slow::{DROP, PASS, is_tcp, one_way};
 use crate::tables::{self, ANY, Entry, Maps, NOEXIST, table};
+use crate::{change, close, own_node};
 
 /// The packet's fate is up to the flow that is now in its table.
 pub(crate) const KEPT: u32 = 2;
@@ -346,7 +346,9 @@ fn outcome(scratch: &mut Scratch, allowed: bool) {
     (scratch.verdict, scratch.why) = if scratch.cause == reason::SPOOFED_SOURCE {
         match scratch.mode {
             mode::OBSERVE => (verdict::ALLOWED, 0),
-            mode::ENFORCE if !allowed || config().is_some_and(|config| config.spoof_enforce != 0) => (verdict::DENIED, reason::SPOOFED_SOURCE),
+            mode::ENFORCE if !allowed || config().is_some_and(|config| config.spoof_enforce != 0) => {
+                (verdict::DENIED, reason::SPOOFED_SOURCE)
+            }
             _ => (verdict::AUDIT, reason::SPOOFED_SOURCE),
         }
     } else {

@@ -248,7 +248,12 @@ fn step(scratch: &mut Scratch, entry: Entry, reply: bool) -> u32 {
     let after = tcp::next(before, reply, flags);
     if after == before {
         // The opener acknowledges an answer that this hook did not see.
-        if before == state::SYN_SENT && !reply && flags & (tcp::SYN | tcp::ACK) == tcp::ACK && entry.opened == EGRESS && entry.packets[1] == 0 {
+        if before == state::SYN_SENT
+            && !reply
+            && flags & (tcp::SYN | tcp::ACK) == tcp::ACK
+            && entry.opened == EGRESS
+            && entry.packets[1] == 0
+        {
             one_way(scratch);
         }
         return PASS;
