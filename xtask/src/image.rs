@@ -70,6 +70,8 @@ fn without_symbols(program: &Path) -> Result<Vec<u8>> {
     let sysroot = PathBuf::from(output(Command::new("rustc").args(["--print", "sysroot"]))?.trim());
     let host = output(Command::new("rustc").args(["--print", "host-tuple"]))?;
     let tool = sysroot.join("lib/rustlib").join(host.trim()).join("bin/rust-objcopy");
+    // A program that was given may be the first thing in it.
+    fs::create_dir_all(target_dir())?;
     let stripped = target_dir().join("sekisho-image.elf");
     let mut command = Command::new(&tool);
     command.arg("--strip-all").args([program, &stripped]).env("LD_LIBRARY_PATH", sysroot.join("lib"));
