@@ -99,7 +99,7 @@ fn cage(lab: &Lab) -> Result<()> {
 fn spray(lab: &Lab, pod: &Pod) -> Result<Running> {
     let target = SocketAddr::new(lab.outside_v4(), 9000).to_string();
     let (count, rate) = ((RATE * SECONDS).to_string(), RATE.to_string());
-    pod.spawn(sekisho_lab::tool::binary()?, &["nice", "0", "spray", "sockets", &pod.v4().to_string(), &target, &count, &rate])
+    pod.spawn(sekisho_lab::tool::binary()?, &["nice", "-5", "spray", "sockets", &pod.v4().to_string(), &target, &count, &rate])
 }
 
 /// When a record of each probe's port arrived.
