@@ -44,7 +44,7 @@ fn tables(pods: &[Arc<Manifest>]) -> Tables {
     for (number, pod) in (1u32..).zip(pods) {
         let policy = EndpointPolicy { set: number, instance: number, isolated: [false, !pod.host_network], host_network: pod.host_network };
         tables.endpoints.insert(Arc::clone(&pod.uid), policy);
-        tables.rules.insert(RuleKey { set: number, class: number, direction: 1 }, Rules { any: number, ports: 0 });
+        tables.rules.insert(RuleKey { set: number, class: number, direction: 1 }, Rules::new(number, 0));
         for ip in pod.ips.iter().filter(|_| !pod.host_network) {
             let address = match ip {
                 IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),

@@ -364,7 +364,15 @@ boundary! {
         pub any: u32,
         /// Port table; 0 = none.
         pub ports: u32,
-    } = 8;
+        /// Rules of the ports that stand here, so that most policies cost no look-up in a port table; 0 = none.
+        pub rule: [u32; 2],
+        /// Those ports.
+        pub port: [u16; 2],
+        /// Their IP protocol numbers.
+        pub protocol: [u8; 2],
+        /// Zero.
+        pub pad: [u8; 2],
+    } = 24;
 
     /// Key of the longest-prefix map `PORTS`, without the prefix length that aya adds: 40 bits match a
     /// protocol, 40 + n the first n bits of the port.
@@ -432,4 +440,23 @@ boundary! {
         /// `bpf_jiffies64`.
         pub jiffies: u64,
     } = 16;
+}
+
+impl Rules {
+    /// Without ports of its own.
+    pub const fn new(any: u32, ports: u32) -> Self {
+        Self { any, ports, rule: [0; 2], port: [0; 2], protocol: [0; 2], pad: [0; 2] }
+    }
+
+    /// The rule of a port that stands here; 0 = none.
+    #[inline(always)]
+    pub const fn near(&self, protocol: u8, port: u16) -> u32 {
+        if self.port[0] == port && self.protocol[0] == protocol {
+            self.rule[0]
+        } else if self.port[1] == port && self.protocol[1] == protocol {
+            self.rule[1]
+        } else {
+            0
+        }
+    }
 }

@@ -101,8 +101,11 @@ pub fn judge<T: Tables>(tables: &T, question: &Question<'_>) -> Judgement {
         answer.rule = rules.any;
         // Only these have ports that a policy can name.
         let ported = matches!(question.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
-        if answer.rule == 0 && rules.ports != 0 && ported {
-            answer.rule = tables.port(rules.ports, question.protocol, question.port).unwrap_or(0);
+        if answer.rule == 0 && ported {
+            answer.rule = rules.near(question.protocol, question.port);
+            if answer.rule == 0 && rules.ports != 0 {
+                answer.rule = tables.port(rules.ports, question.protocol, question.port).unwrap_or(0);
+            }
         }
     }
     answer.allowed = u8::from(answer.rule != 0);

@@ -140,12 +140,13 @@ impl<'a> View<'a> {
         }
         let direction = u32::try_from(self.direction).unwrap_or_default();
         let key = RuleKey { set: self.number, class, direction };
-        let ports = if row.table.is_empty() { 0 } else { tables.number(row.table.clone()) };
-        out.rules.insert(key, Rules { any: row.any, ports });
-        if ports == 0 {
-            return;
+        let (mut rules, far) = near(row);
+        if !far.is_empty() {
+            rules.ports = tables.number(far.clone());
         }
-        for (protocol, port, bits, rule) in &row.table {
+        let ports = rules.ports;
+        out.rules.insert(key, rules);
+        for (protocol, port, bits, rule) in &far {
             let key = PortKey { table: ports.to_be_bytes(), protocol: *protocol, port: port.to_be_bytes() };
             out.ports.insert((key, 40 + bits), *rule);
         }
@@ -161,4 +162,18 @@ fn resolve(ports: &Ports, named: &NamedPorts) -> Vec<PortRange> {
             numbers.iter().map(|n| PortRange { protocol: *protocol, first: *n, last: *n }).collect()
         }
     }
+}
+
+/// The first single ports stand in the row itself, where no prefix can be longer; the rest is for a port table.
+fn near(row: &Row) -> (Rules, Table) {
+    let mut rules = Rules::new(row.any, 0);
+    let mut far = row.table.clone();
+    for slot in 0..rules.rule.len() {
+        let Some(at) = far.iter().position(|(_, _, bits, _)| *bits == 16) else { break };
+        let (protocol, port, _, rule) = far.remove(at);
+        rules.rule[slot] = rule;
+        rules.port[slot] = port;
+        rules.protocol[slot] = protocol;
+    }
+    (rules, far)
 }

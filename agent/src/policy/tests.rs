@@ -88,7 +88,11 @@ fn rule(tables: &Tables, key: RuleKey, protocol: u8, port: Option<u16>) -> u32 {
     if rules.any != 0 {
         return rules.any;
     }
-    let (Some(port), true) = (port, rules.ports != 0) else { return 0 };
+    let Some(port) = port else { return 0 };
+    let near = rules.near(protocol, port);
+    if near != 0 || rules.ports == 0 {
+        return near;
+    }
     (0..=16u8)
         .rev()
         .find_map(|bits| {

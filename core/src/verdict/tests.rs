@@ -44,7 +44,7 @@ fn question(direction: u8, number: u8, port: u16) -> Question<'static> {
 fn ports_match_only_protocols_that_have_them() {
     let mut tables = Small::default();
     tables.addresses.insert(PEER, AddressEntry { class: 4, instance: 8, flags: address_flags::POD });
-    tables.rules.insert((1, 4, EGRESS), Rules { any: 0, ports: 2 });
+    tables.rules.insert((1, 4, EGRESS), Rules::new(0, 2));
     tables.ports.insert((2, protocol::TCP, 80), 11);
     tables.ports.insert((2, protocol::ICMP4, 0), 12);
     assert_eq!(judge(&tables, &question(EGRESS, protocol::TCP, 80)).rule, 11);
@@ -72,7 +72,7 @@ fn a_service_is_judged_as_its_backends() {
     let mut tables = Small::default();
     tables.addresses.insert(PEER, AddressEntry { class: 0, instance: 0, flags: address_flags::SERVICE });
     tables.vips.insert((PEER, 80, protocol::TCP), Vip { class: 6, instance: 30 });
-    tables.rules.insert((1, 6, EGRESS), Rules { any: 21, ports: 0 });
+    tables.rules.insert((1, 6, EGRESS), Rules::new(21, 0));
     let answer = judge(&tables, &question(EGRESS, protocol::TCP, 80));
     assert_eq!((answer.rule, answer.remote_instance, answer.class), (21, 30, 6));
     assert_eq!(judge(&tables, &question(EGRESS, protocol::TCP, 81)).allowed, 0);

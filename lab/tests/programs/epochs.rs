@@ -37,7 +37,7 @@ fn a_new_epoch_judges_again_and_cuts() {
         let denied = node::flow_with(&node, "EMBRYONIC", Who::Peer, v6, (pod, peer, 6)).expect("kept");
         assert_eq!((denied.verdict, denied.packets), (verdict::DENIED, [1, 2]), "counted from zero");
         // Allowed again, the connection goes on.
-        node.put("RULES", &node::key_of(direction), &Rules { any: 0, ports: 3 }).expect("writes");
+        node.put("RULES", &node::key_of(direction), &Rules::new(0, 3)).expect("writes");
         node.put("CONFIG", &0u32, &node::config(4)).expect("writes");
         assert_eq!(node::send(&node, by_pod, &again(by_pod)), node::PASS);
         let flow = node::flow_with(&node, "ESTABLISHED", Who::Peer, v6, (pod, peer, 6)).expect("back");
@@ -80,7 +80,7 @@ fn two_processors_change_a_verdict_once() {
                 if denied {
                     programs.remove("RULES", &node::key_of(EGRESS))?;
                 } else {
-                    programs.put("RULES", &node::key_of(EGRESS), &Rules { any: 0, ports: 3 })?;
+                    programs.put("RULES", &node::key_of(EGRESS), &Rules::new(0, 3))?;
                 }
                 programs.put("CONFIG", &0u32, &node::config(epoch))?;
                 // Both have sent something under the new policy before the next.

@@ -83,7 +83,7 @@ pub(super) fn fill(programs: &Programs, isolated: u32) {
         }
     }
     for direction in [EGRESS, INGRESS] {
-        programs.put("RULES", &key_of(direction), &Rules { any: 0, ports: 3 }).expect("writes");
+        programs.put("RULES", &key_of(direction), &Rules::new(0, 3)).expect("writes");
     }
     for (protocol, port, rule) in [(6, 80u16, 42u32), (17, 53, 43)] {
         let mut key = [0u8; 11];

@@ -47,7 +47,8 @@ proptest! {
 
 #[test]
 fn numbers_begin_above_those_in_use() {
-    let yaml = pod("a", "10.0.0.1", "app: a", "") + &policy("p", "{ingress: [{from: [{podSelector: {}}], ports: [{port: 80}]}]}");
+    let yaml =
+        pod("a", "10.0.0.1", "app: a", "") + &policy("p", "{ingress: [{from: [{podSelector: {}}], ports: [{port: 80, endPort: 90}]}]}");
     let used = UsedIds { set: 10, class: 20, table: 30, rule: 40, instance: 0 };
     let compiled = compile(&mut Compiler::new(used), &snapshot_of(&yaml), &Numbers::default());
     let (key, rules) = compiled.tables.rules.iter().next().unwrap();

@@ -46,12 +46,12 @@ pub(super) fn prepare(policies: u32) -> Result<Programs> {
         programs.put("CIDRS", &prefix(96 + 24, mapped([12 + a, b, c, 0])), &policy)?;
         for direction in [EGRESS, INGRESS] {
             let key = RuleKey { set: policy, class: policy, direction: direction.into() };
-            programs.put("RULES", &key, &Rules { any: 0, ports: policy })?;
+            // As the compiler places them: single ports in the row, what does not fit and ranges in the port table.
+            let rules = Rules { rule: [policy; 2], port: [SERVICE, 443], protocol: [6; 2], ..Rules::new(0, policy) };
+            programs.put("RULES", &key, &rules)?;
         }
-        for protocol in [6, 17] {
-            for (bits, port) in [(56, SERVICE), (56, 443), (48, 9 << 8)] {
-                programs.put("PORTS", &port_key(bits, policy, protocol, port), &policy)?;
-            }
+        for (protocol, bits, port) in [(6, 48, 9 << 8), (17, 56, SERVICE), (17, 56, 443), (17, 48, 9 << 8)] {
+            programs.put("PORTS", &port_key(bits, policy, protocol, port), &policy)?;
         }
     }
     for family in [Family::V4, Family::V6] {
