@@ -62,7 +62,7 @@ fn granted(stage: &Stage) -> Result<BTreeSet<Right>> {
     Ok(rights)
 }
 
-/// What the agents asked for, and of that what was refused.
+/// What the agents asked for and got, and what they never got.
 fn used() -> Result<(BTreeSet<Right>, BTreeSet<Right>)> {
     let log = fs::read_to_string(audit_log()).context("cannot read the audit log")?;
     let user = format!("system:serviceaccount:{NAMESPACE}:sekisho");
@@ -75,10 +75,13 @@ fn used() -> Result<(BTreeSet<Right>, BTreeSet<Right>)> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let right = (text(&event["verb"]), text(&event["objectRef"]["apiGroup"]), text(&event["objectRef"]["resource"]));
         if event["responseStatus"]["code"] == 403 {
-            refused.insert(right.clone());
+            refused.insert(right);
+        } else {
+            used.insert(right);
         }
-        used.insert(right);
     }
+    // A server that has just started refuses everything until it knows its roles.
+    refused.retain(|right| !used.contains(right));
     Ok((used, refused))
 }
 
