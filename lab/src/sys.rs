@@ -101,6 +101,16 @@ pub(crate) fn set_option(socket: impl AsFd, level: i32, name: i32, value: i32) -
     check(unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), len_of::<i32>()) }).map(drop)
 }
 
+/// Makes a connection end with RST when it is closed, so that its port is free again at once.
+pub(crate) fn reset_on_close(socket: impl AsFd) -> io::Result<()> {
+    let value = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: pointer and length describe one linger on the stack.
+    check(unsafe {
+        libc::setsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, (&raw const value).cast(), len_of::<libc::linger>())
+    })
+    .map(drop)
+}
+
 /// Sets a time to wait for data.
 pub(crate) fn set_timeout(socket: impl AsFd, milliseconds: u32) -> io::Result<()> {
     let value = libc::timeval { tv_sec: i64::from(milliseconds / 1000), tv_usec: i64::from(milliseconds % 1000) * 1000 };

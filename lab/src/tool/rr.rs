@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use serde_json::json;
 
+use crate::sys;
+
 /// Repeats exchanges of one byte for `time`; prints how long they took, in microseconds.
 pub(super) fn main(kind: &str, target: SocketAddr, time: Duration) -> Result<bool> {
     let mut taken = match kind {
@@ -15,7 +17,12 @@ pub(super) fn main(kind: &str, target: SocketAddr, time: Duration) -> Result<boo
             stream.set_nodelay(true)?;
             repeat(time, || exchange(&mut stream))?
         }
-        "crr" => repeat(time, || exchange(&mut TcpStream::connect(target)?))?,
+        // Ports that wait for their end would run out within two seconds, and looking for a free one be what is measured.
+        "crr" => repeat(time, || {
+            let mut stream = TcpStream::connect(target)?;
+            sys::reset_on_close(&stream)?;
+            exchange(&mut stream)
+        })?,
         "udp" => {
             let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
             let socket = UdpSocket::bind((any, 0))?;
