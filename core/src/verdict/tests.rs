@@ -56,6 +56,19 @@ fn ports_match_only_protocols_that_have_them() {
 }
 
 #[test]
+fn ports_in_the_row_come_before_the_port_table() {
+    let mut tables = Small::default();
+    tables.addresses.insert(PEER, AddressEntry { class: 4, instance: 8, flags: address_flags::POD });
+    let rules = Rules { rule: [11, 12], port: [80, 53], protocol: [protocol::TCP, protocol::UDP], ..Rules::new(0, 2) };
+    tables.rules.insert((1, 4, EGRESS), rules);
+    tables.ports.insert((2, protocol::TCP, 80), 99);
+    tables.ports.insert((2, protocol::TCP, 443), 13);
+    let rule = |number, port| judge(&tables, &question(EGRESS, number, port)).rule;
+    assert_eq!([rule(protocol::TCP, 80), rule(protocol::UDP, 53), rule(protocol::TCP, 443)], [11, 12, 13]);
+    assert_eq!([rule(protocol::UDP, 80), rule(protocol::TCP, 53), rule(protocol::ICMP4, 0)], [0; 3]);
+}
+
+#[test]
 fn the_own_node_reaches_its_pods_and_nobody_borrows_that() {
     let mut tables = Small::default();
     tables.addresses.insert(PEER, AddressEntry { class: 0, instance: 3, flags: address_flags::NODE });

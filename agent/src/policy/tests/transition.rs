@@ -57,6 +57,16 @@ fn numbers_begin_above_those_in_use() {
 }
 
 #[test]
+fn two_single_ports_stand_in_the_row_and_the_rest_in_a_table() {
+    let yaml = pod("a", "10.0.0.1", "app: a", "")
+        + &policy("p", "{ingress: [{ports: [{port: 80}, {port: 443}, {port: 5432}, {port: 8000, endPort: 8003}]}]}");
+    let tables = compile(&mut Compiler::new(UsedIds::default()), &snapshot_of(&yaml), &Numbers::default()).tables;
+    let rules = tables.rules.values().next().unwrap();
+    assert!(rules.ports != 0 && rules.rule.iter().all(|rule| *rule != 0) && rules.port[0] != rules.port[1]);
+    assert_eq!(tables.ports.len(), 2, "one single port and one prefix are left");
+}
+
+#[test]
 fn a_rule_keeps_its_number_over_a_restart() {
     let yaml = pod("a", "10.0.0.1", "app: a", "") + &policy("p", "{ingress: [{ports: [{port: 80}]}, {ports: [{port: 81}]}]}");
     let snapshot = snapshot_of(&yaml);
