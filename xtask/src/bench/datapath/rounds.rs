@@ -17,8 +17,12 @@ const FLOWS: u16 = 2_048;
 /// Rounds of flows.
 const ROUNDS: usize = 41;
 /// Runs of one and the same packet in a row, and how often.
-const REPEAT: u32 = 50_000;
-const REPEATS: usize = 25;
+const REPEAT: u32 = 20_000;
+const REPEATS: usize = 5;
+/// The same where nothing is measured in turns.
+const GROUP_REPEATS: usize = 41;
+/// Rounds of new flows per visit.
+const OPENINGS: usize = 15;
 
 /// Loaded programs and what to measure them with.
 pub(super) struct Bench {
@@ -34,21 +38,37 @@ impl Bench {
     }
 
     /// Cost of the last packet of a flow that has seen the others already.
-    pub(super) fn existing(&mut self, packets: &[Packet], interface: u32) -> Result<f64> {
+    pub(super) fn existing(&mut self, packets: &[Packet], interface: u32, samples: &mut Samples) -> Result<()> {
         let (last, before) = packets.split_last().context("no packet")?;
         let skb = Skb { ifindex: interface, ..Skb::default() };
         for packet in before {
             self.programs.run(program(*packet), &packet.frame(), skb, 1)?;
         }
         let frame = last.frame();
-        let mut samples = Samples::default();
         for _ in 0..REPEATS {
             let floor = self.programs.floor(&frame, REPEAT)?;
             let run = self.programs.run(program(*last), &frame, skb, REPEAT)?;
             ensure!(run.code == last.code(), "{last:?} gets {}", run.code);
             samples.add(run.time, floor);
         }
-        samples.over()
+        self.forget(*last, interface, &["EMBRYONIC", "ESTABLISHED"])
+    }
+
+    /// Cost of the first packet of a flow.
+    pub(super) fn opening(&mut self, packet: Packet, interface: u32, samples: &mut Samples) -> Result<()> {
+        for _ in 0..OPENINGS {
+            self.station(packet, interface, samples)?;
+            self.forget(packet, interface, &["EMBRYONIC"])?;
+        }
+        Ok(())
+    }
+
+    /// One packet of every flow of a round.
+    fn station(&mut self, packet: Packet, interface: u32, samples: &mut Samples) -> Result<()> {
+        let floor = self.once("empty", packet, interface)?;
+        samples.add(self.once(program(packet), packet, interface)?, floor);
+        self.programs.events();
+        Ok(())
     }
 
     /// As [`Self::existing`], of a flow of this process's control group.
@@ -59,7 +79,7 @@ impl Bench {
         }
         let frame = last.frame();
         let mut samples = Samples::default();
-        for _ in 0..REPEATS {
+        for _ in 0..GROUP_REPEATS {
             let floor = self.idle.run(&frame, Skb::default(), REPEAT)?.time;
             let run = self.programs.run(group_program(*last), &frame, Skb::default(), REPEAT)?;
             let expected = i32::from(last.peer == Peer::Friend);
@@ -75,9 +95,7 @@ impl Bench {
         let mut costs = vec![Samples::default(); packets.len()];
         for _ in 0..ROUNDS {
             for (packet, samples) in packets.iter().zip(&mut costs) {
-                let floor = self.once("empty", *packet, interface)?;
-                samples.add(self.once(program(*packet), *packet, interface)?, floor);
-                self.programs.events();
+                self.station(*packet, interface, samples)?;
             }
             if let Some(packet) = packets.first() {
                 self.forget(*packet, interface, tables)?;
