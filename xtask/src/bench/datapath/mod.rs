@@ -89,8 +89,12 @@ fn bars(table: &mut Table) -> Result<()> {
 /// The lines of one family: a single packet is a new flow's, the last of several an existing one's.
 fn lines(family: Family, policies: u32) -> Vec<Line> {
     let name = family.name();
-    let line = |what: String, limit, packets, interface| {
-        Line { what: format!("{what}, {policies} policies"), limit, packets, interface, samples: Samples::default() }
+    let line = |what: String, limit, packets, interface| Line {
+        what: format!("{what}, {policies} policies"),
+        limit,
+        packets,
+        interface,
+        samples: Samples::default(),
     };
     let handshake = vec![tcp(family, EGRESS, SYN), tcp(family, INGRESS, SYN | ACK), tcp(family, EGRESS, ACK), tcp(family, EGRESS, ACK)];
     let existing = if family == Family::V4 { EXISTING4 } else { EXISTING6 };
