@@ -8,7 +8,8 @@ fn main() -> anyhow::Result<()> {
         println!("cargo:rerun-if-changed={}", root.join(dir).display());
     }
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let object = sekisho_ebpf_build::build(&root, &out.join("ebpf"))?;
+    let features: &[&str] = if std::env::var_os("CARGO_FEATURE_KERNEL_LOG").is_some() { &["log"] } else { &[] };
+    let object = sekisho_ebpf_build::build(&root, &out.join("ebpf"), features)?;
     println!("cargo:rustc-env=SEKISHO_EBPF={}", object.display());
     Ok(())
 }

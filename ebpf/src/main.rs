@@ -8,6 +8,7 @@ mod budget;
 mod cgroup;
 mod change;
 mod close;
+mod diagnose;
 mod emit;
 mod error;
 mod hold;

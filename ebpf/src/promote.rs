@@ -5,6 +5,7 @@ use core::ptr::NonNull;
 use sekisho_core::counters;
 use sekisho_core::layout::Flow;
 
+use crate::diagnose::diagnose;
 use crate::emit::count;
 use crate::kernel::add;
 use crate::maps::ENDPOINT_SWEPT;
@@ -25,7 +26,9 @@ pub(crate) extern "C" fn promote(slot: u32, entry: *mut Flow, target: u32) -> u3
         return 0;
     }
     entry.copy_to(&mut scratch.flow);
-    if tables::write(scratch, target, NOEXIST) != 0 {
+    let failure = tables::write(scratch, target, NOEXIST);
+    if failure != 0 {
+        diagnose!("endpoint {}: a flow cannot be promoted to table {}: error {}", scratch.endpoint, target, failure);
         count(counters::PROMOTE_FAILED);
         return 0;
     }

@@ -9,6 +9,7 @@ use sekisho_core::parse::{self, Kind, fragment, protocol};
 use sekisho_core::tcp::{self, state};
 
 use crate::budget::config;
+use crate::diagnose::diagnose;
 use crate::emit::{self, count};
 use crate::hot::equal;
 use crate::kernel::{Skb, add, jiffies};
@@ -70,9 +71,11 @@ extern "C" fn odd(ctx: *mut __sk_buff, slot: u32) -> u32 {
         return PASS;
     }
     if kind == Kind::Malformed as u32 {
+        diagnose!("endpoint {}: {} bytes that cannot be read", scratch.endpoint, scratch.length);
         count(counters::MALFORMED);
         nameless(scratch, reason::MALFORMED);
     } else if kind == Kind::Unsupported as u32 {
+        diagnose!("endpoint {}: a packet of protocol {}, which is not followed", scratch.endpoint, scratch.reading.protocol);
         count(counters::UNSUPPORTED);
         nameless(scratch, reason::UNSUPPORTED);
     }
@@ -150,6 +153,7 @@ fn piece(scratch: &mut Scratch) {
             key(scratch);
         }
         None => {
+            diagnose!("endpoint {}: a piece of datagram {} without its first", scratch.endpoint, scratch.packet.fragment_id);
             count(counters::FRAGMENT_ORPHAN);
             scratch.cause = reason::FRAGMENT;
         }
@@ -193,6 +197,7 @@ fn flow(ctx: *mut __sk_buff, slot: u32, mut found: Option<Entry>) -> u32 {
 fn triage(scratch: &mut Scratch, found: Option<Entry>) -> u8 {
     let Some(entry) = found else { return task::OPEN };
     if !equal(&entry.local, &scratch.ends.local) {
+        diagnose!("endpoint {}: another of its addresses under the same key", scratch.endpoint);
         count(counters::COLLISION);
         return task::UNKEPT;
     }

@@ -4,6 +4,7 @@
 //! in, a verdict comes out, and the maps and the rings tell what the program did. Needs root.
 
 mod group;
+mod said;
 mod varied;
 
 use std::fs::File;
@@ -20,6 +21,7 @@ use sekisho_core::layout::FlowEvent;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub use group::Group;
+pub use said::Listener;
 pub use varied::{Idle, Varied};
 
 /// Builds the kernel programs of this repository and returns their object, or reads the one that
@@ -28,9 +30,18 @@ pub fn object() -> Result<Vec<u8>> {
     if let Some(path) = std::env::var_os("SEKISHO_EBPF_OBJECT").map(PathBuf::from) {
         return std::fs::read(&path).with_context(|| path.display().to_string());
     }
+    built("ebpf", &[])
+}
+
+/// As [`object`], of programs that say what their rare paths meet.
+pub fn talking_object() -> Result<Vec<u8>> {
+    built("ebpf-log", &["log"])
+}
+
+fn built(directory: &str, features: &[&str]) -> Result<Vec<u8>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let path = sekisho_ebpf_build::build(&root, &target.join("ebpf"))?;
+    let path = sekisho_ebpf_build::build(&root, &target.join(directory), features)?;
     std::fs::read(&path).with_context(|| path.display().to_string())
 }
 

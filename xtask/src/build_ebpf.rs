@@ -6,7 +6,7 @@ use crate::workspace::{root, say, target_dir};
 
 pub(crate) fn run() -> Result<()> {
     say("build the kernel programs");
-    let object = sekisho_ebpf_build::build(root(), &target_dir().join("ebpf"))?;
+    let object = sekisho_ebpf_build::build(root(), &target_dir().join("ebpf"), &[])?;
     println!("{}", object.display());
     Ok(())
 }

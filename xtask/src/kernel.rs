@@ -102,8 +102,8 @@ fn skipped(journey: &str, release: &str) -> &'static [&'static str] {
     let mut numbers = release.split('.').filter_map(|number| number.parse::<u32>().ok());
     let has_tcx = (numbers.next(), numbers.next()) >= (Some(6), Some(6));
     match journey {
-        // Loads programs of its own to fill small maps, which every kernel does alike.
-        "programs" => &["full_rings_and_tables"],
+        // Load programs of their own: to fill small maps, which every kernel does alike, and ones that only a build here makes.
+        "programs" => &["full_rings_and_tables", "rare_paths_say"],
         // Without TCX they are the tests with clsact again.
         "verdicts" if !has_tcx => &["bridge_tcx", "point_to_point_tcx"],
         _ => &[],

@@ -19,6 +19,7 @@ const CONTACT_SLOTS: u64 = 32;
 impl Datapath {
     /// Hands out all events that are there, without waiting and without copying.
     pub fn drain(&mut self, each: &mut dyn FnMut(&FlowEvent)) {
+        self.diagnostics.tell();
         for ring in &mut self.rings {
             for _ in 0..DRAIN_LIMIT {
                 let Some(item) = ring.next() else { break };

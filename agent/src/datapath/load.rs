@@ -16,6 +16,7 @@ use aya::programs::{Program, ProgramError};
 use aya::{EbpfLoader, VerifierLogLevel};
 use sekisho_core::layout::LAYOUT;
 
+use super::diagnostics::Diagnostics;
 use super::error::OpenError;
 use super::sizes::Sizes;
 use super::table::Maps;
@@ -143,6 +144,8 @@ pub(super) struct DataPlane {
     pub(super) programs: Programs,
     /// One ring per CPU.
     pub(super) rings: Vec<RingBuf<MapData>>,
+    /// The programs' voice.
+    pub(super) diagnostics: Diagnostics,
 }
 
 /// Name of the directory for these sizes.
@@ -168,10 +171,10 @@ fn layout_name(sizes: &Sizes) -> Result<String, OpenError> {
 pub(super) fn load(pins: &Pins, sizes: &Sizes) -> Result<DataPlane, OpenError> {
     let dir = pins.root.join(layout_name(sizes)?);
     fs::create_dir_all(&dir).map_err(|source| OpenError::Pins { path: dir.clone(), source })?;
-    let programs = load_programs(&dir, sizes)?;
+    let (programs, diagnostics) = load_programs(&dir, sizes)?;
     let maps = Maps::open(&dir).map_err(|source| OpenError::Load { step: "opening the maps".into(), reason: source.to_string() })?;
     let rings = open_rings(&dir, &maps, sizes).map_err(|reason| OpenError::Load { step: "making the event rings".into(), reason })?;
-    Ok(DataPlane { dir, maps, programs, rings })
+    Ok(DataPlane { dir, maps, programs, rings, diagnostics })
 }
 
 /// Names of the object's maps that are pinned: all but the compiler's own sections.
@@ -181,7 +184,7 @@ fn map_names() -> Result<Vec<String>, OpenError> {
     Ok(object.maps.into_keys().filter(|name| !name.starts_with('.')).collect())
 }
 
-fn load_programs(dir: &Path, sizes: &Sizes) -> Result<Programs, OpenError> {
+fn load_programs(dir: &Path, sizes: &Sizes) -> Result<(Programs, Diagnostics), OpenError> {
     let names = map_names()?;
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::DISABLE);
@@ -200,7 +203,7 @@ fn load_programs(dir: &Path, sizes: &Sizes) -> Result<Programs, OpenError> {
     }
     match REQUIRED.iter().find(|name| !programs.contains_key(**name)) {
         Some(missing) => Err(OpenError::Load { step: "reading the kernel programs".into(), reason: format!("{missing} is missing") }),
-        None => Ok(programs),
+        None => Ok((programs, Diagnostics::of(&mut object))),
     }
 }
 

@@ -14,6 +14,7 @@ mod bpf;
 mod cgroup;
 mod coverage;
 mod detach;
+mod diagnostics;
 mod discover;
 mod endpoint;
 mod error;
@@ -53,6 +54,7 @@ pub use watch::Watcher;
 
 use attach::{Attacher, Backend};
 use cgroup::Hierarchy;
+use diagnostics::Diagnostics;
 use load::{Pins, Programs};
 use netlink::Netlink;
 use reconcile::Endpoint;
@@ -99,6 +101,7 @@ pub struct Datapath {
     maps: Maps,
     programs: Programs,
     rings: Vec<RingBuf<MapData>>,
+    diagnostics: Diagnostics,
     sizes: Sizes,
     netlink: Netlink,
     hierarchy: Hierarchy,
@@ -158,6 +161,7 @@ impl Datapath {
             maps: plane.maps,
             programs: plane.programs,
             rings: plane.rings,
+            diagnostics: plane.diagnostics,
             sizes,
             netlink,
             hierarchy,

@@ -45,14 +45,16 @@ pub fn ensure_linker() -> Result<PathBuf> {
 /// The toolchain of `rust-toolchain.toml`.
 const TOOLCHAIN: &str = env!("SEKISHO_TOOLCHAIN");
 
-/// Builds `ebpf/` of the repository `root` into `target` and returns the object's path.
-pub fn build(root: &Path, target: &Path) -> Result<PathBuf> {
+/// Builds `ebpf/` of the repository `root` with its cargo `features` into `target` and returns the object's path. Objects
+/// with other features need another `target`.
+pub fn build(root: &Path, target: &Path, features: &[&str]) -> Result<PathBuf> {
     let linker = ensure_linker()?;
     // Packet headers are not aligned; without the feature every field is read byte by byte.
     let rustflags = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3", "-Ctarget-feature=+allows-misaligned-mem-access"].join("\x1f");
     let output = clean(&mut Command::new("cargo"))
         .args(["build", "--release", "-Zbuild-std=core", "--target", "bpfel-unknown-none", "--target-dir"])
         .arg(target)
+        .args(["--features", &features.join(",")])
         .current_dir(root.join("ebpf"))
         .env("RUSTUP_TOOLCHAIN", TOOLCHAIN)
         .env("RUSTC_BOOTSTRAP", "1")

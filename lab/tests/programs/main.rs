@@ -1,6 +1,7 @@
 //! The kernel programs on the real kernel, packet by packet. Needs root.
 
 mod connections;
+mod diagnostics;
 mod epochs;
 mod errors;
 mod forged;
