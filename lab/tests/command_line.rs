@@ -1,6 +1,6 @@
 //! The commands against a running agent: filters, following, the kill switch, detaching. Needs root.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -170,6 +170,15 @@ fn detaching() -> Result<()> {
         ensure!(answer.code == Some(3) && answer.stderr.contains("stop it first"), "an agent runs: {answer:?}");
         ensure!(agent.alive()? && !stranger.reaches("tcp", server.v4(), 80)?);
         agent.kill()?;
+        if backend == "clsact" {
+            let strayed = Command::new(Agent::binary()?).args(["detach", "--pin-dir", &pins(&lab)]).output()?;
+            let said = String::from_utf8_lossy(&strayed.stderr);
+            ensure!(
+                strayed.status.code() == Some(3) && said.contains("nsenter --net=/"),
+                "filters are in the node's namespace: {strayed:?}"
+            );
+            ensure!(!stranger.reaches("tcp", server.v4(), 80)?, "and stay there");
+        }
         let answer = detach()?;
         ensure!(answer.code == Some(0) && !answer.stdout.is_empty(), "{answer:?}");
         ensure!(!lab.pin_dir().exists() && stranger.reaches("tcp", server.v4(), 80)?, "nothing is left");

@@ -21,6 +21,7 @@ const EXAMPLES: &str = "Examples:
   sekisho observe --follow --verdict denied          what is turned back from now on, and why
   sekisho observe --last all --pod shop/web          everything remembered about one pod
   sekisho observe --since 5m --to-pod shop/db --port 5432
+  sekisho observe --pod shop/web --from-pod          what that pod opened
   sekisho observe --last all -o json --follow        the whole book: every kind, `seq` without a gap
 
 Filters are applied by the agent. A record passes if it matches every option that is given; an option may be given several \
@@ -59,11 +60,11 @@ struct FilterArgs {
     /// Pod at either end
     #[arg(long, value_name = "NS/POD", value_delimiter = ',', value_parser = values::pod)]
     pod: Vec<String>,
-    /// Pod that opened the flow
-    #[arg(long, value_name = "NS/POD", value_delimiter = ',', value_parser = values::pod)]
+    /// Pod that opened the flow; without a value: it is the one of --pod
+    #[arg(long, value_name = "NS/POD", value_delimiter = ',', num_args = 0..=1, default_missing_value = "", value_parser = values::pod_or_bare)]
     from_pod: Vec<String>,
-    /// Pod to which the flow was opened
-    #[arg(long, value_name = "NS/POD", value_delimiter = ',', value_parser = values::pod)]
+    /// Pod to which the flow was opened; without a value: it is the one of --pod
+    #[arg(long, value_name = "NS/POD", value_delimiter = ',', num_args = 0..=1, default_missing_value = "", value_parser = values::pod_or_bare)]
     to_pod: Vec<String>,
     /// Address of either end, or a CIDR that holds it
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = values::network)]
@@ -80,26 +81,53 @@ struct FilterArgs {
 }
 
 impl FilterArgs {
-    fn message(&self) -> Filter {
-        Filter {
+    fn message(&self) -> Result<Filter, Failure> {
+        let Ends { pods, from_pods, to_pods } = self.ends()?;
+        Ok(Filter {
             kinds: self.kind.iter().map(|kind| *kind as i32).collect(),
             verdicts: self.verdict.iter().map(|verdict| *verdict as i32).collect(),
             namespaces: self.namespace.clone(),
-            pods: self.pod.clone(),
-            from_pods: self.from_pod.clone(),
-            to_pods: self.to_pod.clone(),
+            pods,
+            from_pods,
+            to_pods,
             ips: self.ip.clone(),
             ports: self.port.iter().copied().map(u32::from).collect(),
             protocols: self.protocol.clone(),
-        }
+        })
     }
+
+    /// Which pods at which end: `--from-pod` and `--to-pod` without a value say at which end those of `--pod` are.
+    fn ends(&self) -> Result<Ends, Failure> {
+        let bare = |pods: &[String]| pods.iter().any(String::is_empty);
+        let named = |pods: &[String]| pods.iter().filter(|pod| !pod.is_empty()).cloned().collect::<Vec<_>>();
+        let mut ends = Ends { pods: self.pod.clone(), from_pods: named(&self.from_pod), to_pods: named(&self.to_pod) };
+        match (bare(&self.from_pod), bare(&self.to_pod)) {
+            (false, false) => {}
+            (from, _) if ends.pods.is_empty() => {
+                let option = if from { "--from-pod" } else { "--to-pod" };
+                return Err(Failure::new(Exit::Usage, format!("{option} of which pod? Give {option} NS/POD, or --pod NS/POD {option}")));
+            }
+            // At either end is what --pod says by itself.
+            (true, true) => {}
+            (true, false) => ends.from_pods.append(&mut ends.pods),
+            (false, true) => ends.to_pods.append(&mut ends.pods),
+        }
+        Ok(ends)
+    }
+}
+
+/// Pods by the end at which they are wanted.
+struct Ends {
+    pods: Vec<String>,
+    from_pods: Vec<String>,
+    to_pods: Vec<String>,
 }
 
 impl ObserveArgs {
     /// What is asked of the agent.
-    pub(super) fn request(&self) -> FlowsRequest {
+    pub(super) fn request(&self) -> Result<FlowsRequest, Failure> {
         let (all, last) = history(self.last, self.follow, self.since.is_some());
-        FlowsRequest { filter: Some(self.filter.message()), last, all, since: self.since, follow: self.follow }
+        Ok(FlowsRequest { filter: Some(self.filter.message()?), last, all, since: self.since, follow: self.follow })
     }
 }
 
@@ -115,10 +143,11 @@ pub(super) fn history(last: Option<Last>, follow: bool, since: bool) -> (bool, O
 }
 
 pub(super) fn run(socket: &Path, args: &ObserveArgs) -> Result<Exit, Failure> {
+    let request = args.request()?;
     client::converse(async {
         let records = client::answered(async {
             let mut client = client::connect(socket).await?;
-            client.flows(args.request()).await.map_err(|status| client::refused(&status))
+            client.flows(request).await.map_err(|status| client::refused(&status))
         });
         let records = records.await?.into_inner();
         print(records, Printer::new(args.output)).await

@@ -38,7 +38,7 @@ fn agent(line: &str) -> AgentArgs {
 
 fn observed(line: &str) -> sekisho_proto::FlowsRequest {
     match parse(line).expect(line).command {
-        Command::Observe(args) => args.request(),
+        Command::Observe(args) => args.request().expect(line),
         other => panic!("not observe: {other:?}"),
     }
 }
@@ -167,6 +167,23 @@ fn observe_carries_every_filter() {
     assert_eq!((filter.namespaces, filter.pods), (vec!["shop".to_owned()], vec!["shop/web".to_owned()]));
     assert_eq!((filter.from_pods, filter.to_pods), (vec!["a/b".to_owned()], vec!["default/c".to_owned()]));
     assert_eq!((filter.ips.len(), filter.ports, filter.protocols), (2, vec![80, 443], vec!["tcp".to_owned()]));
+}
+
+#[test]
+fn the_end_of_a_pod_may_be_said_beside_it() {
+    let ends = |line: &str| {
+        let filter = observed(line).filter.expect("a filter");
+        (filter.pods.concat(), filter.from_pods.concat(), filter.to_pods.concat())
+    };
+    let at = |pods: &str, from: &str, to: &str| (pods.to_owned(), from.to_owned(), to.to_owned());
+    assert_eq!(ends("observe --pod a/b --from-pod"), at("", "a/b", ""));
+    assert_eq!(ends("observe --to-pod --pod a/b --verdict denied"), at("", "", "a/b"));
+    assert_eq!(ends("observe --pod a/b --from-pod --to-pod"), at("a/b", "", ""));
+    assert_eq!(ends("observe --pod a/b --from-pod --to-pod c/d"), at("", "a/b", "c/d"));
+    let Command::Observe(args) = parse("observe --from-pod --verdict denied").expect("parses").command else { panic!("not observe") };
+    let failure = args.request().expect_err("of nobody");
+    assert_eq!(failure.exit, Exit::Usage);
+    assert!(failure.text.contains("--pod NS/POD --from-pod"), "{failure}");
 }
 
 #[test]

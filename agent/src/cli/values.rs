@@ -119,6 +119,11 @@ pub(super) fn pod(text: &str) -> Result<String, String> {
     }
 }
 
+/// As [`pod`]; empty where the option came without a value.
+pub(super) fn pod_or_bare(text: &str) -> Result<String, String> {
+    if text.is_empty() { Ok(String::new()) } else { pod(text) }
+}
+
 /// `TCP`, `UDP`, `SCTP`, `ICMP` (both families), `ICMPv4`, `ICMPv6`, or a protocol number.
 pub(super) fn protocol(text: &str) -> Result<String, String> {
     const NAMES: [&str; 6] = ["TCP", "UDP", "SCTP", "ICMP", "ICMPv4", "ICMPv6"];

@@ -14,6 +14,7 @@ use super::cgroup::PodCgroup;
 use super::filters::{self, Hook};
 use super::load::{Loaded, Programs};
 use super::netlink::Netlink;
+use super::os;
 use super::table::{Maps, pins};
 
 /// Where interface programs go.
@@ -357,9 +358,13 @@ pub(super) fn remove_link(path: &Path) -> io::Result<()> {
     }
 }
 
+/// No interface has this index: under it `OWNED` has the inode of the network namespace whose interfaces bear filters of ours.
+pub(super) const HOME: u32 = 0;
+
 /// Makes the clsact qdisc where there is none. That we made it is written down first: a kill in between leaves a note
 /// without a qdisc, never a qdisc without a note.
 fn own_qdisc(netlink: &mut Netlink, maps: &Maps, ifindex: u32) -> io::Result<()> {
+    maps.owned.put(&HOME, &os::network_namespace()?)?;
     if filters::has_qdisc(netlink, ifindex)? {
         return Ok(());
     }

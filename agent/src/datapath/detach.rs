@@ -3,14 +3,15 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sekisho_core::layout::Config;
 
-use super::attach::{release_qdisc, remove_link};
+use super::attach::{HOME, release_qdisc, remove_link};
 use super::error::{DetachError, ModeError, OpenError};
 use super::load::{Pins, layouts, same_types};
 use super::netlink::Netlink;
+use super::os;
 use super::table::{Table, pins};
 
 /// What was removed.
@@ -36,8 +37,32 @@ pub fn detach(pin_dir: &Path) -> Result<DetachReport, DetachError> {
         Err(OpenError::Pins { path, source }) => return Err(DetachError::Remove { what: path.display().to_string(), source }),
         Err(other) => return Err(DetachError::Remove { what: pin_dir.display().to_string(), source: io::Error::other(other.to_string()) }),
     };
+    if let Some(path) = elsewhere(&pins.layouts()).map_err(failed(pin_dir))? {
+        return Err(DetachError::Elsewhere { path });
+    }
     let mut netlink = Netlink::open().map_err(|source| DetachError::Remove { what: "a netlink socket".into(), source })?;
     remove_all(&pins, &mut netlink)
+}
+
+/// The network namespace in which the filters are, where that is another one and still there.
+fn elsewhere(layouts: &[PathBuf]) -> io::Result<Option<PathBuf>> {
+    let here = os::network_namespace()?;
+    let homes = layouts.iter().filter_map(|layout| Table::<u32, u32>::open(&layout.join("OWNED")).ok()?.get(&HOME).ok()?);
+    Ok(homes.filter(|home| *home != here).find_map(namespace))
+}
+
+/// By what path a network namespace can be entered: a process in it, or where it is mounted.
+fn namespace(inode: u32) -> Option<PathBuf> {
+    let process = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path().join("ns/net"));
+    let lives = |path: &PathBuf| fs::metadata(path).is_ok_and(|namespace| namespace.ino() == u64::from(inode));
+    process.into_iter().find(lives).or_else(|| {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let mounted = format!("net:[{inode}]");
+        mounts
+            .lines()
+            .map(|line| line.split(' '))
+            .find_map(|mut fields| (fields.nth(3)? == mounted).then(|| fields.next().map(PathBuf::from))?)
+    })
 }
 
 /// Removes links, filters, qdiscs, maps and directories, in this order: what is attached goes before what it uses.

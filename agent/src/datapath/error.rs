@@ -106,6 +106,12 @@ pub enum DetachError {
         /// The pin directory.
         path: PathBuf,
     },
+    /// clsact filters cannot be reached from here.
+    #[error("the filters of these pins are on interfaces of another network namespace: run it there (nsenter --net={} sekisho detach)", path.display())]
+    Elsewhere {
+        /// That namespace.
+        path: PathBuf,
+    },
     /// Rights are missing.
     #[error("detach needs the capabilities BPF and NET_ADMIN: run it as root")]
     NotRoot,

@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,6 +22,12 @@ pub(super) fn is_bpffs(path: &Path) -> io::Result<bool> {
     #[expect(clippy::cast_possible_truncation, reason = "magic numbers have 32 bits, whatever the field has")]
     let magic = buffer.f_type as u32;
     Ok(i64::from(magic) == BPF_FS_MAGIC)
+}
+
+/// The inode by which the caller's network namespace is known.
+pub(super) fn network_namespace() -> io::Result<u32> {
+    let inode = std::fs::metadata("/proc/thread-self/ns/net")?.ino();
+    u32::try_from(inode).map_err(io::Error::other)
 }
 
 /// As `sockaddr` has it; libc's constant is an `int`.
