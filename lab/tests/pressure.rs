@@ -146,3 +146,42 @@ fn told_is_written(agent: Agent, lines: &Path) -> Result<()> {
     ensure!(starts <= sent && starts + lost(sink) >= sent, "{starts} starts written, {sent} sent: {last:#}");
     Ok(())
 }
+
+/// A cluster of more addresses than the budget has room for: the policy in force stays, the status says what is full, and
+/// what is new since then is denied where it is not known. With fewer addresses everything is applied.
+#[test]
+fn a_full_address_table_keeps_what_is_in_force() -> Result<()> {
+    let lab = Lab::new("pressure-addresses")?;
+    let (server, client) = (lab.pod(PodSpec::new("shop", "server"))?, lab.pod(PodSpec::new("shop", "client"))?);
+    let stranger = lab.pod(PodSpec::new("shop", "stranger"))?;
+    let allow = |client: &str| json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": client}}}]}]});
+    lab.policy("shop", "server", &allow("client"))?;
+    let _serving = server.serve("tcp", 80)?;
+    let agent = Agent::start(&lab, &["--memory-budget", "8Mi"])?;
+    let passes = |pod: &sekisho_lab::Pod| pod.reaches("tcp", server.v4(), 80);
+    ensure!(passes(&client)? && !passes(&stranger)?, "the policy is in force");
+
+    let far = |index: u32| {
+        let ip = std::net::Ipv4Addr::from(0x0a64_0000 + index);
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": "far", "name": format!("far-{index}"), "uid": format!("00000000-0000-4000-8000-{index:012}"), "labels": {"app": "far"}},
+            "spec": {"nodeName": "node-2", "containers": []},
+            "status": {"phase": "Running", "podIP": ip.to_string(), "podIPs": [{"ip": ip.to_string()}]},
+        })
+    };
+    let pods: Vec<Value> = (1..=4000).map(far).collect();
+    lab.manifest("far", &json!({"apiVersion": "v1", "kind": "List", "items": pods}))?;
+    agent.until_status("the status says what is full", Duration::from_secs(20), |status| {
+        status["ready"] == false && status["unready"].to_string().contains("ADDRESSES")
+    })?;
+    ensure!(passes(&client)? && !passes(&stranger)?, "what was in force still is");
+    lab.policy("shop", "server", &allow("stranger"))?;
+    std::thread::sleep(Duration::from_millis(500));
+    ensure!(passes(&client)? && !passes(&stranger)?, "nothing is half applied: {}", agent.log());
+
+    lab.remove_manifest("far.json")?;
+    sekisho_lab::until(Duration::from_secs(10), "the next policy that fits is applied", || Ok(!passes(&client)? && passes(&stranger)?))?;
+    agent.until_status("nothing is in the way any more", Duration::from_secs(5), |status| status["ready"] == true)?;
+    Ok(())
+}

@@ -3,8 +3,8 @@ use std::collections::{HashMap, HashSet};
 use proptest::prelude::*;
 use sekisho_core::layout::{self, Flow, FlowKey6, end_reason, event, reason, verdict};
 
-use super::testing::{Bench, Nobody, SECOND, at, flow, jiffies, layout_counters, view};
-use super::{Context, Moment, Sighting, Table};
+use super::testing::{Bench, Nobody, SECOND, at, event as told, flow, jiffies, layout_counters, view};
+use super::{Context, Moment, Now, Sighting, Table};
 
 #[test]
 fn a_short_connection_is_a_start_and_an_end_and_leaves_nothing() {
@@ -20,6 +20,24 @@ fn a_short_connection_is_a_start_and_an_end_and_leaves_nothing() {
     assert_eq!(records[1].local.as_ref().unwrap().instance, 1);
     assert_eq!(records[1].remote.as_ref().unwrap().instance, 2);
     assert_eq!(bench.engine.open_flows(), 0);
+}
+
+#[test]
+fn a_jump_of_the_wall_clock_moves_times_and_nothing_else() {
+    let hour = 3600 * SECOND;
+    let mut bench = Bench::new(SECOND);
+    let (key, mut flow) = flow(2 * SECOND, 80);
+    bench.start(key, flow);
+    (flow.packets[0], flow.last) = (9, jiffies(5 * SECOND));
+    let later = at(6 * SECOND);
+    let mut context = Context { now: Now { wall_ns: later.wall_ns - hour, ..later }, kernel: &mut Nobody, witness: &mut bench.told };
+    bench.engine.on_event(&told(event::END, end_reason::FIN, key, flow), &mut context);
+    let records = bench.records();
+    let [start, end] = &records[..] else { panic!("{} records", records.len()) };
+    assert_eq!(end.flow_id, start.flow_id);
+    assert_eq!((end.start_ns, end.last_ns), (start.start_ns - hour, at(5 * SECOND).wall_ns - hour), "as the clock now stands");
+    assert_eq!(end.delta, Some([[9, 0], [60, 0]]));
+    assert_eq!((start.flow.start_ns, end.flow.start_ns), (2 * SECOND, 2 * SECOND));
 }
 
 #[test]
