@@ -66,6 +66,12 @@ impl Collector for Moment {
             "What detections saw and did not count, by kind and reason",
             by("reason", &status.suppressed),
         )?;
+        counters(
+            out,
+            "service_translations",
+            "Look-ups of what stands behind a Service's address, by outcome",
+            by("outcome", &status.translations),
+        )?;
         status.ledger.as_ref().map_or(Ok(()), |ledger| self::ledger(out, ledger))
     }
 }

@@ -10,6 +10,7 @@ mod logging;
 mod policy;
 mod pump;
 mod status;
+mod translate;
 
 use std::path::Path;
 use std::process::ExitCode;

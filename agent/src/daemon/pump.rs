@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use super::control::{Command, Shared};
 use super::kernel::Asked;
+use super::translate::Translator;
 use crate::cli::{AgentArgs, Exit, Failure, Mode, Origin, TcBackend};
 use crate::datapath::{self, Coverage, Datapath, Options, Watcher};
 use crate::detect::Detector;
@@ -96,6 +97,8 @@ pub(super) struct Pump {
     header: Arc<Header>,
     pub(super) started_ns: u64,
     pub(super) known: HashMap<Arc<str>, Vec<IpAddr>>,
+    /// Absent where connection tracking cannot be asked.
+    pub(super) translator: Option<Translator>,
     events: Vec<FlowEvent>,
 }
 
@@ -169,6 +172,9 @@ impl Pump {
             header,
             started_ns: now.wall_ns,
             known: HashMap::new(),
+            translator: Translator::start()
+                .map_err(|e| warn!("connection tracking cannot be asked, records do not say what stands behind Services: {e}"))
+                .ok(),
             events: Vec::with_capacity(4096),
             datapath,
         };
@@ -206,6 +212,7 @@ impl Pump {
         let now = now(&mut self.datapath);
         self.look_for_changes(timers, instant);
         self.drain(now);
+        self.translate(now, instant);
         if timers.reap.rings(instant) {
             self.reap(now);
         }
@@ -290,6 +297,19 @@ impl Pump {
         }
         // The memory of a burst is not kept.
         self.events.shrink_to(16_384);
+    }
+
+    /// Has flows to Services looked up, and tells of starts that waited.
+    fn translate(&mut self, now: Now, instant: Instant) {
+        let mut context = Context { now, kernel: &mut Asked(&mut self.datapath), witness: &mut self.detector };
+        if let Some(translator) = &mut self.translator {
+            while let Some((dialled, found)) = translator.answer() {
+                self.engine.on_translated(&dialled, found, &mut context);
+            }
+            translator.ask(self.engine.dialled());
+            self.engine.allow_look_ups(translator.room(instant));
+        }
+        self.engine.release_waiting(&mut context);
     }
 
     fn reap(&mut self, now: Now) {

@@ -67,7 +67,15 @@ impl Pump {
             source: Some(self.source_status()),
             counters: named.map(|(slot, name)| ((*name).to_owned(), counters[*slot as usize])).collect(),
             suppressed: self.detector.suppressed().into_iter().map(|((kind, why), n)| (format!("{kind}.{why}"), n)).collect(),
+            translations: self.translations(),
         }
+    }
+
+    fn translations(&self) -> std::collections::BTreeMap<String, u64> {
+        let tally = self.translator.as_ref().map(super::translate::Translator::tally).unwrap_or_default();
+        let not_asked = self.engine.not_looked_up();
+        let counts = [("found", tally.found), ("not_found", tally.not_found), ("failed", tally.failed), ("not_asked", not_asked)];
+        counts.map(|(name, n)| (name.to_owned(), n)).into()
     }
 
     fn endpoint_status(&self, pod: &Pod) -> proto::EndpointStatus {

@@ -12,6 +12,7 @@ mod apply;
 mod attach;
 mod bpf;
 mod cgroup;
+mod conntrack;
 mod coverage;
 mod detach;
 mod diagnostics;
@@ -44,6 +45,7 @@ use aya::maps::{MapData, RingBuf};
 use sekisho_core::layout::{self, Config};
 
 pub use apply::Applied;
+pub use conntrack::Conntrack;
 pub use detach::{DetachReport, detach, set_mode_on_pins};
 pub use endpoint::{Attach, ChangeKind, Clocks, Coverage, CoverageEvent, EndpointChange, EndpointInfo, ListenerInfo, MapStatus};
 pub use error::{ApplyError, DetachError, ModeError, OpenError};

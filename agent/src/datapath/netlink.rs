@@ -83,6 +83,16 @@ pub(super) struct Message {
 }
 
 impl Message {
+    /// Attributes alone, to be put into another message.
+    pub(super) fn bare() -> Self {
+        Self { bytes: Vec::new() }
+    }
+
+    /// What has been written.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Starts a message with its family header.
     pub(super) fn new(kind: u16, flags: u16, family_header: &[u8]) -> Self {
         let mut bytes = vec![0; HEADER];
@@ -142,7 +152,7 @@ pub(super) fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(&value[..end]).into_owned()
 }
 
-fn ip(value: &[u8]) -> Option<IpAddr> {
+pub(super) fn ip(value: &[u8]) -> Option<IpAddr> {
     match value.len() {
         4 => Some(IpAddr::from(<[u8; 4]>::try_from(value).ok()?)),
         16 => Some(IpAddr::from(<[u8; 16]>::try_from(value).ok()?)),
@@ -157,6 +167,13 @@ impl Netlink {
         os::netlink_strict(socket.as_fd())?;
         os::receive_timeout(socket.as_fd(), Duration::from_secs(5))?;
         Ok(Self { socket, sequence: 0, buffer: vec![0; 64 * 1024] })
+    }
+
+    /// Opens a socket to netfilter in the namespace of the calling thread.
+    pub(super) fn open_netfilter() -> io::Result<Self> {
+        let socket = os::netlink_netfilter()?;
+        os::receive_timeout(socket.as_fd(), Duration::from_secs(5))?;
+        Ok(Self { socket, sequence: 0, buffer: vec![0; 16 * 1024] })
     }
 
     /// Sends a request; hands every answering message (type, body) to `each`.
@@ -204,7 +221,7 @@ impl Netlink {
     }
 
     /// Asks for one thing; `None` where there is no such thing.
-    fn ask_one<T>(&mut self, message: Message, parse: &mut dyn FnMut(u16, &[u8]) -> Option<T>) -> io::Result<Option<T>> {
+    pub(super) fn ask_one<T>(&mut self, message: Message, parse: &mut dyn FnMut(u16, &[u8]) -> Option<T>) -> io::Result<Option<T>> {
         let mut answer = None;
         let result = self.ask(flagged(message, ACK), &mut |kind, body| answer = answer.take().or_else(|| parse(kind, body)));
         result.map(|()| answer)
@@ -336,7 +353,7 @@ fn flagged(mut message: Message, flags: u16) -> Message {
     message
 }
 
-fn family_of(address: IpAddr) -> (u8, u8, Vec<u8>) {
+pub(super) fn family_of(address: IpAddr) -> (u8, u8, Vec<u8>) {
     match address {
         IpAddr::V4(address) => (2, 32, address.octets().to_vec()),
         IpAddr::V6(address) => (10, 128, address.octets().to_vec()),

@@ -50,8 +50,17 @@ fn fd(result: i32) -> io::Result<OwnedFd> {
 
 /// A route netlink socket in the caller's network namespace, bound to the multicast groups told.
 pub(super) fn netlink(groups: u32) -> io::Result<OwnedFd> {
+    netlink_of(libc::NETLINK_ROUTE, groups)
+}
+
+/// A netfilter netlink socket in the caller's network namespace.
+pub(super) fn netlink_netfilter() -> io::Result<OwnedFd> {
+    netlink_of(libc::NETLINK_NETFILTER, 0)
+}
+
+fn netlink_of(protocol: i32, groups: u32) -> io::Result<OwnedFd> {
     // SAFETY: no pointer is passed.
-    let socket = fd(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE) })?;
+    let socket = fd(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) })?;
     // SAFETY: an all-zero sockaddr_nl is a valid value of that plain C struct.
     let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
     address.nl_family = AF_NETLINK;

@@ -294,6 +294,7 @@ fn record(key: FlowKey6, flow: Flow) -> FlowRecord {
         local: Some(scanner()),
         remote: Some(pod_identity(2, "db-1", "db", "10.0.0.2")),
         late_identity: false,
+        translated: None,
         decision: None,
         process: None,
         listener: None,

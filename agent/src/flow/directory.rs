@@ -1,11 +1,12 @@
 //! Who is who for one moment: what the engine asks when it writes a record. A value, swapped whole.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::number::NumberMap;
 use super::record::Identity;
+use super::waiting::range;
 use crate::policy::RuleRef;
 
 /// How long an address still maps to an owner that left, and how long the owner's number is remembered at least.
@@ -38,6 +39,8 @@ pub struct Directory {
     pub tombstones: HashMap<IpAddr, Vec<Holding>>,
     /// Rules by id.
     pub rules: NumberMap<u32, Arc<RuleRef>>,
+    /// Where an address may be given to a pod that runs without one: the ranges of known pods; empty where no pod does.
+    pub expecting: Arc<HashSet<IpAddr>>,
 }
 
 impl Directory {
@@ -73,6 +76,11 @@ impl Directory {
             }
         }
         best
+    }
+
+    /// Whether an owner may soon be known of an address that has none.
+    pub fn may_be_named(&self, address: IpAddr) -> bool {
+        !self.expecting.is_empty() && self.expecting.contains(&range(address))
     }
 
     /// Who has `address` now.

@@ -22,9 +22,12 @@ use super::number::{BootSeed, NumberMap};
 use super::recent::Recent;
 use super::record::{Body, FlowRecord, Identity, Moment};
 use super::sweep::Work;
+use super::waiting::{Dialled, Translated, Waiting};
 use crate::inventory::ObjectName;
 
 const SECOND: u64 = 1_000_000_000;
+/// For how many flows to Services it is remembered what stands behind: those that had no update yet.
+const TRANSLATIONS: usize = 16_384;
 
 /// How often flows are told about, and how long they may be silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +145,16 @@ pub struct Engine {
     pub(super) shutting_down: bool,
     /// Totals of [`Engine::on_summarised`] at the last summary, by endpoint index.
     pub(super) summarised: NumberMap<u32, u64>,
+    /// Starts that wait for a name or a translation.
+    pub(super) waiting: Waiting,
+    /// Names have changed since waiting starts were looked at.
+    pub(super) renamed: bool,
+    /// Flows to Services that are to be looked up, how many there may be, and how many found no room.
+    pub(super) dialled: Vec<Dialled>,
+    pub(super) look_ups: usize,
+    pub(super) not_looked_up: u64,
+    /// What look-ups found, by flow id and start.
+    pub(super) translations: Recent<(u64, u64), Arc<Translated>>,
 }
 
 impl Engine {
@@ -162,12 +175,19 @@ impl Engine {
             work: Vec::new(),
             shutting_down: false,
             summarised: NumberMap::default(),
+            waiting: Waiting::default(),
+            renamed: false,
+            dialled: Vec::new(),
+            look_ups: 0,
+            not_looked_up: 0,
+            translations: Recent::new(TRANSLATIONS),
         }
     }
 
     /// Who is who from now on. To be called before the kernel learns of new numbers.
     pub fn set_directory(&mut self, directory: Arc<Directory>) {
         self.attribution.set_directory(directory);
+        self.renamed = true;
     }
 
     /// The policy that judges from `epoch` on.
@@ -200,6 +220,7 @@ impl Engine {
             event::START => self.start(event, context),
             event::END => self.end(event.end_reason, &event.key, event.family, &event.flow, context),
             event::REFUSED => {
+                self.release(self.seed.flow_id(&event.key, event.flow.born_ns), context);
                 let record = self.compose(Moment::Start, &event.key, event.family, &event.flow, None, context);
                 context.witness.saw(Sighting::Refused, &record, self.one_way(event.key.endpoint), &context.now);
             }
@@ -210,8 +231,7 @@ impl Engine {
 
     fn start(&mut self, event: &FlowEvent, context: &mut Context<'_>) {
         let record = Arc::new(self.compose(Moment::Start, &event.key, event.family, &event.flow, None, context));
-        context.witness.saw(Sighting::Started, &record, self.one_way(event.key.endpoint), &context.now);
-        self.out.push(Body::Flow(record));
+        self.begin(record, context);
     }
 
     /// Writes the end of a life.
@@ -220,6 +240,7 @@ impl Engine {
         if self.settled.remove(&(id, flow.start_ns)) {
             return;
         }
+        self.release(id, context);
         let open = match self.open.get(&id) {
             Some(open) if open.record.flow.start_ns == flow.start_ns => self.open.remove(&id),
             _ => None,
@@ -257,6 +278,7 @@ impl Engine {
         context: &mut Context<'_>,
     ) -> FlowRecord {
         let now = &context.now;
+        let flow_id = self.seed.flow_id(key, flow.born_ns);
         let endpoint = self.endpoints.get(&key.endpoint);
         let instance = if flow.local_instance == 0 { endpoint.map_or(0, |e| e.instance) } else { flow.local_instance };
         let interface = endpoint.and_then(|e| e.interface.clone());
@@ -264,7 +286,7 @@ impl Engine {
         let (remote, late_identity) = self.attribution.remote(key, flow);
         FlowRecord {
             moment,
-            flow_id: self.seed.flow_id(key, flow.born_ns),
+            flow_id,
             key: *key,
             family,
             flow: *flow,
@@ -277,6 +299,7 @@ impl Engine {
             local,
             remote,
             late_identity,
+            translated: self.translated(flow_id, flow),
             interface,
         }
     }

@@ -15,6 +15,7 @@ use super::directory::{Directory, Holding, TOMBSTONE_NS};
 use super::journal_entry::{RunState, decode_identity, decode_rule, encode_identity, encode_rule, key, kind, parse_key};
 use super::number::NumberMap;
 use super::record::{Identity, Owner};
+use super::waiting::range;
 use crate::inventory::{ObjectName, Pod, Snapshot};
 use crate::policy::{Instances, Relevant, RuleRef, identity_number};
 
@@ -51,6 +52,8 @@ struct Inner {
     rules: NumberMap<u32, Rule>,
     by_address: HashMap<IpAddr, Holding>,
     tombstones: HashMap<IpAddr, Vec<Holding>>,
+    /// As [`Directory::expecting`].
+    expecting: Arc<HashSet<IpAddr>>,
     run: Option<RunState>,
 }
 
@@ -79,6 +82,7 @@ impl Journal {
             rules: NumberMap::default(),
             by_address: HashMap::new(),
             tombstones: HashMap::new(),
+            expecting: Arc::default(),
             run: None,
             store,
         };
@@ -116,6 +120,8 @@ impl Journal {
         let relevant = Relevant::of(snapshot);
         let mut present: HashSet<u32> = HashSet::with_capacity(snapshot.pods.len() + snapshot.nodes.len());
         let mut held: HashMap<IpAddr, u32> = HashMap::new();
+        let mut nameless = false;
+        let mut ranges = HashSet::new();
         for node in snapshot.nodes.values() {
             let instance = inner.node(&node.name);
             let owner = Owner::Node { name: node.name.clone() };
@@ -130,8 +136,11 @@ impl Journal {
             present.insert(instance);
             if !pod.host_network && !pod.finished {
                 held.extend(ips.iter().map(|ip| (*ip, instance)));
+                ranges.extend(ips.iter().map(|ip| range(*ip)));
+                nameless |= ips.is_empty() && pod.node.is_some();
             }
         }
+        inner.expecting = Arc::new(if nameless { ranges } else { HashSet::new() });
         for service in snapshot.services.values() {
             let object = (service.namespace.clone(), service.name.clone());
             for port in &service.ports {
@@ -379,6 +388,7 @@ impl Inner {
         let mut directory = Directory {
             by_address: self.by_address.clone(),
             tombstones: self.tombstones.clone(),
+            expecting: self.expecting.clone(),
             rules: self.rules.iter().map(|(id, rule)| (*id, rule.name.clone())).collect(),
             ..Directory::default()
         };

@@ -19,6 +19,7 @@ mod project;
 mod recent;
 mod record;
 mod sweep;
+mod waiting;
 
 pub use attribution::{Explainer, Kernel, address, destination_port, has_ports};
 pub use book::{Book, DEFAULT_CAPACITY, Filter, Line, Reader, SLOW, Start};
@@ -34,6 +35,7 @@ pub use number::{BootSeed, NumberHasher, NumberMap};
 pub use project::{Header, flow_id_text, mac_text, pod, policy_ref, policy_rule, process, project, protocol_name, timestamp};
 pub use record::{Body, Explanation, FlowRecord, Identity, Moment, Owner, ProcessInfo, Record};
 pub use sekisho_core::flows::{Sweep, Table};
+pub use waiting::{Dialled, NAME_NS, Translated};
 
 #[cfg(test)]
 mod book_tests;
@@ -45,3 +47,5 @@ mod journal_tests;
 mod project_tests;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod waiting_tests;

@@ -12,6 +12,7 @@ use super::attribution::{address, destination_port, has_ports};
 use super::community::community_id;
 use super::conn_state::{conn_state, letters, state_name};
 use super::record::{Body, Explanation, FlowRecord, Identity, Moment, Owner, ProcessInfo, Record};
+use super::waiting::Translated;
 use crate::policy::{Mismatch, RuleRef};
 
 const TCP: u8 = 6;
@@ -93,7 +94,10 @@ fn project_flow(record: &FlowRecord) -> proto::Flow {
         epoch: Some(flow.epoch),
         source: Some(source),
         destination: Some(destination),
-        community_id_translated: None,
+        community_id_translated: record
+            .translated
+            .as_ref()
+            .map(|behind| community_id(record.key.protocol, behind.source, behind.destination)),
         protocol: protocol_name(record.key.protocol),
         icmp: matches!(record.key.protocol, ICMP | ICMPV6).then(|| proto::Icmp { r#type: flow.icmp[0].into(), code: flow.icmp[1].into() }),
         tcp: (record.key.protocol == TCP).then(|| tcp(flow)),
@@ -231,7 +235,14 @@ fn peers(record: &FlowRecord) -> (proto::Peer, proto::Peer) {
         remote.client = Some("hidden_by_snat".to_owned());
         remote.zone = proto::Zone::Node.into();
     }
+    remote.translated = record.translated.as_deref().map(translated);
     if record.flow.opened == layout::INGRESS { (remote, local) } else { (local, remote) }
+}
+
+/// What stands behind a Service's address.
+fn translated(behind: &Translated) -> proto::Translated {
+    let (ip, port) = behind.destination;
+    proto::Translated { ip: ip.to_string(), port: Some(port.into()), pod: behind.owner.as_deref().and_then(pod) }
 }
 
 /// Writes what is known of an owner into a peer.

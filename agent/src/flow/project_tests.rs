@@ -27,6 +27,7 @@ fn record(moment: Moment, change: impl FnOnce(&mut FlowKey6, &mut Flow, &mut Flo
         local: Some(pod_identity(1, "web-1", "web", "10.0.0.1")),
         remote: Some(pod_identity(2, "db-1", "db", "10.0.0.2")),
         late_identity: false,
+        translated: None,
         decision: None,
         process: None,
         listener: None,

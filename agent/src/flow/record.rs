@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sekisho_core::layout::{Flow, FlowKey6};
 use sekisho_proto as proto;
 
+use super::waiting::Translated;
 use crate::inventory::{Labels, Workload};
 use crate::policy::{Mismatch, RuleRef};
 
@@ -73,6 +74,8 @@ pub struct FlowRecord {
     pub remote: Option<Arc<Identity>>,
     /// The name of `remote` came after the verdict.
     pub late_identity: bool,
+    /// Of a flow to a Service: what stands behind its address, where that was found out.
+    pub translated: Option<Arc<Translated>>,
     /// Rule and, for default deny, its explanation.
     pub decision: Option<Arc<Explanation>>,
     /// Of the endpoint's side: who connected (flows that it opened).

@@ -101,6 +101,7 @@ impl Engine {
                 WorkKind::End(reason) => self.end(reason, &item.key, item.family, &item.flow, context),
                 WorkKind::Update(table) => self.update(table, &item, context),
                 WorkKind::Silent => {
+                    self.release(self.seed.flow_id(&item.key, item.flow.born_ns), context);
                     let record = self.compose(Moment::Update, &item.key, item.family, &item.flow, None, context);
                     let one_way = self.one_way(item.key.endpoint);
                     context.witness.saw(Sighting::Silent, &record, one_way, &context.now);
@@ -147,6 +148,7 @@ impl Engine {
     /// Ends what no sweep met any more.
     pub fn shutdown(&mut self, context: &mut Context<'_>) {
         self.settle(context);
+        self.release_all(context);
         let open: Vec<Open> = self.open.drain().map(|(_, open)| open).collect();
         for open in open {
             let reason = closed(&open.record.flow).unwrap_or(end_reason::SHUTDOWN);
@@ -166,12 +168,18 @@ impl Engine {
 
     fn update(&mut self, table: Table, item: &Work, context: &mut Context<'_>) {
         let id = self.seed.flow_id(&item.key, item.flow.born_ns);
+        self.release(id, context);
         let record = match self.open.get(&id) {
             Some(open) if open.record.flow.start_ns != item.flow.start_ns => return,
             Some(open) => Self::follow(Moment::Update, &open.record, &item.flow, &context.now),
             None => {
                 let delta = self.first_delta(&item.flow);
-                self.compose(Moment::Update, &item.key, item.family, &item.flow, delta, context)
+                let record = self.compose(Moment::Update, &item.key, item.family, &item.flow, delta, context);
+                // Begun before this run: nobody has asked yet. The answer goes into its next record.
+                if item.flow.start_ns <= self.began_ns {
+                    self.look_up(&record);
+                }
+                record
             }
         };
         let record = Arc::new(record);

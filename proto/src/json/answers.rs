@@ -27,6 +27,7 @@ impl Message for StatusResponse {
         object.message("policy", self.policy.as_ref());
         object.counts("counters", &self.counters);
         object.counts("suppressed", &self.suppressed);
+        object.counts("translations", &self.translations);
         object.message("source", self.source.as_ref());
     }
 }

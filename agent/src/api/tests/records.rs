@@ -48,6 +48,7 @@ pub(super) fn flow() -> FlowRecord {
         local: Some(pod("shop", "web")),
         remote: Some(pod("shop", "db")),
         late_identity: false,
+        translated: None,
         decision: None,
         process: None,
         listener: None,

@@ -1,0 +1,144 @@
+//! Asks the node's connection tracking what stands behind Service addresses, beside the pump.
+//!
+//! The pump hands over what was dialled and takes answers when there are some; it never waits. Questions cost two system calls
+//! each, so their rate has a limit: what exceeds it is not asked, and counted. A connection that the kernel does not know
+//! yet (its first packet is still under way) is asked for once more.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, warn};
+
+use crate::datapath::Conntrack;
+use crate::flow::{Dialled, Side};
+
+/// Questions a second, and how many may come at once.
+const RATE: u32 = 4000;
+const BURST: u32 = 1000;
+/// When what was not found is asked for again.
+const AGAIN: Duration = Duration::from_millis(25);
+
+/// What was found, as [`flow::Engine::on_translated`](crate::flow::Engine::on_translated) takes it.
+pub(super) type Answer = (Dialled, Option<(Side, Side)>);
+
+enum Outcome {
+    Found(Side, Side),
+    NotFound,
+    Failed,
+}
+
+/// What became of the questions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub(super) found: u64,
+    pub(super) not_found: u64,
+    pub(super) failed: u64,
+}
+
+/// See the module.
+pub(super) struct Translator {
+    questions: Sender<Vec<Dialled>>,
+    answers: Receiver<(Dialled, Outcome)>,
+    /// Questions that may be asked now, and since when that is so.
+    left: u32,
+    filled: Instant,
+    tally: Tally,
+}
+
+impl Translator {
+    /// Starts the thread; it ends with this value.
+    pub(super) fn start() -> std::io::Result<Self> {
+        let conntrack = Conntrack::open()?;
+        let (questions, asked) = channel();
+        let (answer, answers) = channel();
+        thread::Builder::new().name("translations".into()).spawn(move || serve(conntrack, &asked, &answer))?;
+        Ok(Self { questions, answers, left: BURST, filled: Instant::now(), tally: Tally::default() })
+    }
+
+    /// How many may be asked now.
+    pub(super) fn room(&mut self, now: Instant) -> usize {
+        let millis = u32::try_from(now.saturating_duration_since(self.filled).as_millis()).unwrap_or(u32::MAX);
+        let more = millis.saturating_mul(RATE) / 1000;
+        if more > 0 {
+            self.left = self.left.saturating_add(more).min(BURST);
+            self.filled = now;
+        }
+        self.left as usize
+    }
+
+    /// Hands questions over, as many as there was room for.
+    pub(super) fn ask(&mut self, dialled: Vec<Dialled>) {
+        if dialled.is_empty() {
+            return;
+        }
+        self.left = self.left.saturating_sub(u32::try_from(dialled.len()).unwrap_or(u32::MAX));
+        let count = dialled.len() as u64;
+        if self.questions.send(dialled).is_err() {
+            // The thread is gone: nothing will be found any more.
+            self.tally.failed += count;
+        }
+    }
+
+    /// An answer, if there is one.
+    pub(super) fn answer(&mut self) -> Option<Answer> {
+        let (dialled, outcome) = self.answers.try_recv().ok()?;
+        let found = match outcome {
+            Outcome::Found(source, destination) => {
+                self.tally.found += 1;
+                Some((source, destination))
+            }
+            Outcome::NotFound => {
+                self.tally.not_found += 1;
+                None
+            }
+            Outcome::Failed => {
+                self.tally.failed += 1;
+                None
+            }
+        };
+        Some((dialled, found))
+    }
+
+    pub(super) fn tally(&self) -> Tally {
+        self.tally
+    }
+}
+
+/// Answers until nobody asks any more.
+fn serve(mut conntrack: Conntrack, asked: &Receiver<Vec<Dialled>>, answers: &Sender<(Dialled, Outcome)>) {
+    let mut again: VecDeque<(Instant, Dialled)> = VecDeque::new();
+    let mut complained = false;
+    let mut look = |dialled: &Dialled| match conntrack.behind(dialled.protocol, dialled.source, dialled.destination) {
+        Ok(Some((source, destination))) => Outcome::Found(source, destination),
+        Ok(None) => Outcome::NotFound,
+        Err(error) => {
+            if std::mem::replace(&mut complained, true) {
+                debug!(%error, "connection tracking does not answer");
+            } else {
+                warn!(%error, "connection tracking does not answer; records do not say what stands behind Services");
+            }
+            Outcome::Failed
+        }
+    };
+    loop {
+        let wait = again.front().map_or(Duration::from_secs(3600), |(due, _)| due.saturating_duration_since(Instant::now()));
+        match asked.recv_timeout(wait) {
+            Ok(batch) => {
+                for dialled in batch {
+                    match look(&dialled) {
+                        Outcome::NotFound => again.push_back((Instant::now() + AGAIN, dialled)),
+                        outcome => drop(answers.send((dialled, outcome))),
+                    }
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        while let Some((_, dialled)) = again.pop_front_if(|(due, _)| *due <= Instant::now()) {
+            let outcome = look(&dialled);
+            drop(answers.send((dialled, outcome)));
+        }
+    }
+}
