@@ -171,6 +171,9 @@ pub(crate) fn is_tcp(scratch: &Scratch) -> bool {
 fn flow(ctx: *mut __sk_buff, slot: u32, mut found: Option<Entry>) -> u32 {
     let Some(scratch) = scratch::at(slot) else { return PASS };
     scratch.counted = 0;
+    if found.is_none() && !(is_tcp(scratch) && tcp::opens(scratch.packet.tcp_flags)) {
+        found = moved(scratch);
+    }
     scratch.task = triage(scratch, found);
     if scratch.task != task::NONE {
         let fate = open::packet(ctx, slot, tables::pointer(found));
@@ -218,16 +221,32 @@ fn triage(scratch: &mut Scratch, found: Option<Entry>) -> u8 {
     if reversed { task::INSTEAD } else { task::NONE }
 }
 
+/// Where flows of an IP protocol are once both sides spoke.
+#[inline(always)]
+fn firm(number: u8) -> u8 {
+    if number == protocol::TCP { table::ESTABLISHED } else { table::ANSWERED }
+}
+
 /// Looks the scratch's key up where a flow of `number` may be, and notes where it was.
 #[inline(always)]
 pub(crate) fn lookup(scratch: &mut Scratch, number: u8) -> Option<Entry> {
-    let firm = if number == protocol::TCP { table::ESTABLISHED } else { table::ANSWERED };
+    let firm = firm(number);
     scratch.table = firm;
     if let Some(entry) = tables::find(scratch, firm) {
         return Some(entry);
     }
     scratch.table = table::EMBRYONIC;
     tables::find(scratch, table::EMBRYONIC)
+}
+
+/// A flow that neither table had may have moved from the second to the first between the two looks, where this processor was
+/// held up: then it is in the first by now. Nothing moves that begins with this packet.
+#[inline(always)]
+fn moved(scratch: &mut Scratch) -> Option<Entry> {
+    let firm = firm(scratch.packet.protocol);
+    let entry = tables::find(scratch, firm)?;
+    scratch.table = firm;
+    Some(entry)
 }
 
 /// What an allowed packet, already counted, does to its flow's state. Always [`PASS`].

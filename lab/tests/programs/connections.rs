@@ -1,8 +1,12 @@
 //! Ordinary connections and datagrams.
 
+use std::sync::Barrier;
+
 use sekisho_core::counters as c;
-use sekisho_core::layout::{end_reason, endpoint_flags, event, reason, verdict};
+use sekisho_core::layout::{Endpoint, end_reason, endpoint_flags, event, reason, verdict};
 use sekisho_core::tcp::{ACK, FIN, RST, SYN, state};
+
+use sekisho_lab::programs::Skb;
 
 use super::frames::Who;
 use super::{frames, node};
@@ -200,4 +204,34 @@ fn large_packets_count_as_their_segments() {
         let flow = node::flow_with(&node, "EMBRYONIC", Who::Peer, v6, (4000, 53, 17)).expect("kept");
         assert_eq!((flow.packets[0], flow.bytes[0]), (6, 2 * 2500 + 6 * (ip + 8)));
     }
+}
+
+/// While one processor moves a flow from table to table, the other looks for it: it is no new flow.
+#[test]
+fn a_flow_that_is_being_promoted_is_found() {
+    const FLOWS: u16 = 2_000;
+    let mut node = node::start(0);
+    node.put("ENDPOINTS", &1u32, &Endpoint { answered_cap: 10_000, established_cap: 10_000, ..node::endpoint(0) }).expect("writes");
+    let programs: &sekisho_lab::programs::Programs = &node;
+    let ready = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let replies = || {
+            for port in 1..=FLOWS {
+                assert_eq!(node::egress(programs, &frames::udp(true, port, 53)), node::PASS);
+                ready.wait();
+                assert_eq!(node::ingress(programs, &frames::udp(false, port, 53)), node::PASS);
+                ready.wait();
+            }
+        };
+        scope.spawn(replies);
+        for port in 1..=FLOWS {
+            let frame = frames::udp(true, port, 53);
+            ready.wait();
+            // For as long as the reply takes on its way.
+            programs.run("pod_egress", &frame, Skb::default(), 100).expect("runs");
+            ready.wait();
+        }
+    });
+    let starts = node.told().iter().filter(|event| event.kind == event::START).count();
+    assert_eq!((starts, node.count(c::CREATED)), (FLOWS.into(), FLOWS.into()));
 }
