@@ -3,9 +3,10 @@
 //! The order is what keeps every moment consistent: addresses of local pods are found before the compile that needs them,
 //! numbers are written down before a packet can bear them, and the engine knows the policy of an epoch before it reads that epoch's events.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use sekisho_core::layout::mode;
+use sekisho_core::layout::{Address, mode};
 use sekisho_proto as proto;
 use tracing::{error, info, warn};
 
@@ -15,7 +16,7 @@ use crate::cli::Posture;
 use crate::datapath::ChangeKind;
 use crate::flow::{Body, EndpointView, Explainer};
 use crate::inventory::{Pod, Snapshot};
-use crate::policy::{Compiled, Decision, Input, Question};
+use crate::policy::{self, Compiled, Decision, Input, Question};
 
 impl Explainer for Compiled {
     fn explain(&self, question: &Question) -> Decision {
@@ -72,13 +73,15 @@ impl Pump {
 
     /// Compiles the snapshot and puts the outcome in force, or keeps what is in force and says why.
     fn compile(&mut self) {
-        let compiled = self.compiler.compile(&Input {
+        let mut compiled = self.compiler.compile(&Input {
             snapshot: &self.snapshot,
             node: &self.args.node_name,
             node_addresses: &self.node_addresses,
             found: &self.known,
             instances: &self.journal,
         });
+        let near: HashSet<Address> = self.known.values().flatten().map(|ip| policy::mapped(*ip)).collect();
+        compiled.fit(self.datapath.room_for_addresses(), |address| near.contains(address));
         let now = now(&mut self.datapath);
         let directory = self.journal.refresh(&self.snapshot, &self.known, &compiled.rules, now.boot_ns);
         self.set_directory(directory);
@@ -97,6 +100,7 @@ impl Pump {
             }
             Err(e) => {
                 error!("{e}");
+                self.compiler.take_back();
                 self.refused = Some(e.to_string());
                 self.tell_policy("refused", Some(e.to_string()));
             }

@@ -119,6 +119,7 @@ impl Pump {
             classes: small(stats.classes),
             rules: rules as u64,
             applied: Some(flow::timestamp(self.applied_ns)),
+            left_out: stats.left_out as u64,
         }
     }
 

@@ -128,6 +128,11 @@ impl Datapath {
         Ok(Applied { changed: verdicts || pointed || !vip.empty(), epoch: self.config.epoch })
     }
 
+    /// How many addresses the kernel's table holds at most.
+    pub fn room_for_addresses(&self) -> usize {
+        self.maps.addresses.max() as usize
+    }
+
     /// Rows that let the old sets know the new numbers of classes until no endpoint points at them any more.
     ///
     /// Where an address changes from a class to one that the old tables do not know (after a restart all of them do), a

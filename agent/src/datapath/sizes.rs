@@ -31,10 +31,10 @@ pub(super) fn plan(budget: u64, cpus: u32, page: u32) -> Sizes {
     let share = |percent: u64, bytes: u64| budget / 100 * percent / bytes;
     let lru = |percent, bytes| clamp(share(percent, bytes).max(LRU_PER_CPU * u64::from(cpus)));
     let hash = |percent, bytes| clamp(share(percent, bytes).max(1024));
-    let established = hash(26, FLOW);
+    let established = hash(23, FLOW);
     let answered = lru(9, FLOW);
     let entries = vec![
-        ("EMBRYONIC4", lru(13, FLOW)),
+        ("EMBRYONIC4", lru(12, FLOW)),
         ("EMBRYONIC6", lru(5, FLOW)),
         ("ESTABLISHED4", established),
         ("ESTABLISHED6", hash(11, FLOW)),
@@ -48,7 +48,8 @@ pub(super) fn plan(budget: u64, cpus: u32, page: u32) -> Sizes {
         ("CG_ENDPOINTS", ENDPOINTS),
         // Pods that are gone leave a little later than new ones come.
         ("LIVE", 2 * ENDPOINTS),
-        ("ADDRESSES", hash(4, 112)),
+        // Two families of 50,000 pods at 128 MiB; beyond that the compiler leaves out whom no policy tells apart.
+        ("ADDRESSES", hash(8, 112)),
         ("CIDRS", hash(2, 80)),
         ("VIPS", hash(2, 112)),
         ("RULES", hash(4, 112)),

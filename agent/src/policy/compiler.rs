@@ -27,8 +27,10 @@ pub struct Compiler {
     sets: Interner<Set>,
     classes: Interner<Class>,
     tables: Interner<Table>,
-    /// Sets of the last compile.
+    /// Sets of the last compile, those that endpoints point at.
     before: BTreeMap<u32, Arc<Set>>,
+    /// Sets of the one before that.
+    former: BTreeMap<u32, Arc<Set>>,
 }
 
 /// How large a compile came out.
@@ -42,6 +44,8 @@ pub struct Stats {
     pub sets: usize,
     /// Classes in use.
     pub classes: usize,
+    /// Addresses that were left out for want of room.
+    pub left_out: usize,
 }
 
 /// One compile's outcome.
@@ -74,6 +78,7 @@ impl Compiler {
             classes: Interner::above(used.class),
             tables: Interner::above(used.table),
             before: BTreeMap::new(),
+            former: BTreeMap::new(),
         }
     }
 
@@ -102,8 +107,8 @@ impl Compiler {
         let services = work.services(&mut self.classes, &mut out);
         let Addresses { owners, classes, .. } = work;
         self.rows(&live, &sets, &classes, &services, &mut out, &mut warnings);
-        let stats = Stats { policies, selectors: self.numbers.active.len(), sets: sets.len(), classes: classes.len() };
-        self.before = sets;
+        let stats = Stats { policies, selectors: self.numbers.active.len(), sets: sets.len(), classes: classes.len(), left_out: 0 };
+        self.former = std::mem::replace(&mut self.before, sets);
         warnings.truncate(MAX_WARNINGS);
         Compiled {
             tables: out,
@@ -112,6 +117,11 @@ impl Compiler {
             stats,
             explainer: Explainer::new(input, owners, selecting, by_namespace, &services),
         }
+    }
+
+    /// The last compile did not come into force: endpoints still point at the sets of the one before.
+    pub fn take_back(&mut self) {
+        self.before = std::mem::take(&mut self.former);
     }
 
     fn begin(&mut self) {

@@ -14,6 +14,7 @@ mod identity;
 mod interner;
 mod peers;
 mod ports;
+mod room;
 mod rows;
 mod services;
 mod sets;

@@ -73,6 +73,7 @@ impl Message for PolicyStatus {
         object.number("classes", self.classes);
         object.number("rules", self.rules);
         object.time("applied", self.applied.as_ref());
+        object.number("left_out", self.left_out);
     }
 }
 

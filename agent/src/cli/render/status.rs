@@ -37,6 +37,9 @@ fn summary(status: &StatusResponse, paint: Paint) -> Vec<String> {
     if let Some(policy) = &status.policy {
         let (policies, sets, classes, rules) = (policy.policies, policy.sets, policy.classes, policy.rules);
         lines.push(format!("Policy   {policies} policies: {sets} sets, {classes} classes, {rules} rules"));
+        if policy.left_out > 0 {
+            lines.push(format!("         {} addresses that no policy tells apart have no room in ADDRESSES", policy.left_out));
+        }
     }
     lines.extend(status.source.as_ref().map(|source| source_line(source, paint)));
     lines.splice(1..1, status.unready.iter().map(|reason| paint.bad(&format!("         {reason}"))));

@@ -1,6 +1,7 @@
 //! Random clusters: the tables, the explainer and a naive reader of the policies must agree on every question.
 
 use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use sekisho_core::layout::{EGRESS, INGRESS};
 
-use super::{Compiler, Numbers, Question, Snapshot, UsedIds, ask, compile};
+use super::{Compiler, Numbers, Question, Snapshot, UsedIds, ask, compile, mapped};
 use crate::inventory::{
     Labels, Namespace, NetworkPolicy, Pod, PolicyPeer, PolicyPort, PolicyRule, PortMatch, Requirement, Selector, Workload,
 };
@@ -224,5 +225,26 @@ proptest! {
             prop_assert_eq!(decision.allowed, decision.isolated_by.is_empty(), "{}", &asked);
             prop_assert_eq!(decision.nearest.is_some(), !decision.mismatch.is_empty(), "{}", &asked);
         }
+    }
+
+    #[test]
+    fn verdicts_need_no_names(pods in pods(), policies in policies()) {
+        let snapshot = cluster(pods, policies);
+        let compiled = compile(&mut Compiler::new(UsedIds::default()), &snapshot, &Numbers::default());
+        let mut small = compile(&mut Compiler::new(UsedIds::default()), &snapshot, &Numbers::default());
+        let near: HashSet<_> = snapshot.pods.values().filter(|pod| pod.node.as_deref() == Some("n1")).flat_map(|pod| &pod.ips).map(|ip| mapped(*ip)).collect();
+        small.fit(0, |address| near.contains(address));
+        for (pod, direction, remote, protocol, port) in questions(&snapshot) {
+            let whole = ask(&compiled.tables, &pod.uid, direction, remote, protocol, port);
+            let found = ask(&small.tables, &pod.uid, direction, remote, protocol, port);
+            prop_assert_eq!(found, whole, "{} {} {} {} {:?}", pod.name, direction, remote, protocol, port);
+        }
+        let gone: Vec<_> = compiled.tables.addresses.keys().filter(|address| !small.tables.addresses.contains_key(*address)).collect();
+        prop_assert_eq!(gone.len(), small.stats.left_out);
+        prop_assert!(gone.iter().all(|address| !near.contains(*address)));
+        let stay = compiled.tables.addresses.len();
+        let mut fits = compile(&mut Compiler::new(UsedIds::default()), &snapshot, &Numbers::default());
+        fits.fit(stay, |_| false);
+        prop_assert_eq!(fits.stats.left_out, 0, "where there is room nobody goes");
     }
 }

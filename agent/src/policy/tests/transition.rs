@@ -20,10 +20,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn half_way_is_the_old_policy(pods in pods(), versions in proptest::collection::vec(policies(), 2..5)) {
+    fn half_way_is_the_old_policy(pods in pods(), versions in proptest::collection::vec((policies(), any::<bool>()), 2..6)) {
         let (mut compiler, numbers) = (Compiler::new(UsedIds::default()), Numbers::default());
         let mut before: Option<Tables> = None;
-        for policies in versions {
+        for (policies, fits) in versions {
             let snapshot = cluster(pods.clone(), policies);
             let now = compile(&mut compiler, &snapshot, &numbers).tables;
             if let Some(old) = before.as_ref() {
@@ -40,7 +40,11 @@ proptest! {
                     prop_assert!(now.ports.get(key).is_none_or(|r| r == rule), "a port table changed its meaning");
                 }
             }
-            before = Some(now);
+            if fits {
+                before = Some(now);
+            } else {
+                compiler.take_back();
+            }
         }
     }
 }
