@@ -8,8 +8,9 @@ fn main() -> anyhow::Result<()> {
         println!("cargo:rerun-if-changed={}", root.join(dir).display());
     }
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let features: &[&str] = if std::env::var_os("CARGO_FEATURE_KERNEL_LOG").is_some() { &["log"] } else { &[] };
-    let object = sekisho_ebpf_build::build(&root, &out.join("ebpf"), features)?;
+    let all = [("CARGO_FEATURE_KERNEL_LOG", "log"), ("CARGO_FEATURE_NEXT_LAYOUT", "next-layout")];
+    let features: Vec<&str> = all.iter().filter(|(name, _)| std::env::var_os(name).is_some()).map(|(_, feature)| *feature).collect();
+    let object = sekisho_ebpf_build::build(&root, &out.join("ebpf"), &features)?;
     println!("cargo:rustc-env=SEKISHO_EBPF={}", object.display());
     Ok(())
 }

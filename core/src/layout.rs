@@ -30,34 +30,80 @@ pub const UNKNOWN: u8 = 2;
 /// without it, it is the interface index of the pod's host-side veth.
 pub const CGROUP_ENDPOINT: u32 = 0x8000_0000;
 
+/// A boundary type as a running build knows it, for builds that come after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Type {
+    /// Its name.
+    pub name: &'static str,
+    /// Bytes of a value.
+    pub size: usize,
+    /// What it is made of, in order.
+    pub fields: &'static [Field],
+}
+
+/// A field of a boundary [`Type`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Its name.
+    pub name: &'static str,
+    /// Its type as written: a number, an array of numbers, or another boundary type.
+    pub kind: &'static str,
+    /// Where it begins.
+    pub offset: usize,
+}
+
+/// Bytes that the types of the upgrade test's build have more: fields of a next version, which nothing uses.
+const NEXT: usize = if cfg!(feature = "next-layout") { 8 } else { 0 };
+
 /// Derives what every boundary type needs.
 macro_rules! boundary {
-    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident: $ty:ty,)* } = $size:literal;)*) => {
+    ($(
+        $(#[$meta:meta])*
+        pub struct $name:ident {
+            $( $(#[doc = $doc:literal])* $(#[cfg($($cfg:tt)*)])? pub $field:ident: $ty:ty, )*
+        } = $size:expr;
+    )*) => {
         $(
             $(#[$meta])*
             #[repr(C)]
             #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
-            pub struct $name { $($(#[$fmeta])* pub $field: $ty,)* }
+            pub struct $name { $( $(#[doc = $doc])* $(#[cfg($($cfg)*)])? pub $field: $ty, )* }
             const _: () = assert!(size_of::<$name>() == $size);
             impl $name {
                 /// All bytes zero.
                 pub const ZERO: Self = zerocopy::transmute!([0u8; $size]);
             }
         )*
-        /// FNV-1a over the names, types and offsets of every boundary type.
-        pub const LAYOUT: u64 = {
-            let mut hash = 0xcbf2_9ce4_8422_2325;
-            $(
-                hash = fnv(hash, stringify!($name));
-                $(
-                    hash = fnv(hash, concat!(stringify!($field), ":", stringify!($ty)));
-                    hash = (hash ^ core::mem::offset_of!($name, $field) as u64).wrapping_mul(0x100_0000_01b3);
-                )*
-            )*
-            hash
-        };
+        /// Every boundary type. An agent writes them down beside its maps, so that another build can take over field by
+        /// field what they hold.
+        pub const TYPES: &[Type] = &[$(Type {
+            name: stringify!($name),
+            size: size_of::<$name>(),
+            fields: &[$(
+                $(#[cfg($($cfg)*)])?
+                Field { name: stringify!($field), kind: stringify!($ty), offset: core::mem::offset_of!($name, $field) },
+            )*],
+        },)*];
     };
 }
+
+/// FNV-1a over the names, types and offsets of every boundary type.
+pub const LAYOUT: u64 = {
+    let mut hash = 0xcbf2_9ce4_8422_2325;
+    let mut t = 0;
+    while t < TYPES.len() {
+        hash = fnv(hash, TYPES[t].name);
+        let mut f = 0;
+        while f < TYPES[t].fields.len() {
+            let field = &TYPES[t].fields[f];
+            hash = fnv(fnv(hash, field.name), field.kind);
+            hash = (hash ^ field.offset as u64).wrapping_mul(0x100_0000_01b3);
+            f += 1;
+        }
+        t += 1;
+    }
+    hash
+};
 
 const fn fnv(mut hash: u64, text: &str) -> u64 {
     let bytes = text.as_bytes();
@@ -104,6 +150,9 @@ boundary! {
 
     /// One flow. The first 64 bytes are touched by every packet, the rest is written at insert.
     pub struct Flow {
+        /// What the layout of a next version could have, for the upgrade test.
+        #[cfg(feature = "next-layout")]
+        pub next: u64,
         /// Wire packets, `[forward, reply]`; forward is from who opened the flow ([`EGRESS`] where unknown).
         pub packets: [u64; 2],
         /// IP bytes with every segment's headers, `[forward, reply]`.
@@ -154,7 +203,7 @@ boundary! {
         pub claim: u32,
         /// Zero.
         pub pad: u32,
-    } = 128;
+    } = 128 + NEXT;
 
     /// What the kernel programs say over the ring buffers.
     pub struct FlowEvent {
@@ -172,7 +221,7 @@ boundary! {
         pub time_ns: u64,
         /// The flow as it stood.
         pub flow: Flow,
-    } = 168;
+    } = 168 + NEXT;
 
     /// A closed TCP flow that waits out its linger in the `CLOSING` queue.
     pub struct Closing {
@@ -282,6 +331,9 @@ boundary! {
 
     /// Run-time switches, one entry. User space writes it whole.
     pub struct Config {
+        /// See [`Flow::next`].
+        #[cfg(feature = "next-layout")]
+        pub next: u64,
         /// Policy epoch; a cached verdict of another epoch is judged again.
         pub epoch: u32,
         /// [`mode`](crate::layout::mode) number.
@@ -302,7 +354,7 @@ boundary! {
         pub insert_burst: u32,
         /// 1 = a spoofed source is dropped in mode enforce, 0 = only recorded.
         pub spoof_enforce: u32,
-    } = 40;
+    } = 40 + NEXT;
 
     /// Whether pods are held until their policy is in force, one entry.
     pub struct Hold {
@@ -423,6 +475,9 @@ boundary! {
 
     /// A port that a process of a control group has bound.
     pub struct ListenerKey {
+        /// See [`Flow::next`].
+        #[cfg(feature = "next-layout")]
+        pub next: u64,
         /// Control group (v2) of the binder.
         pub cgroup: u64,
         /// Local port.
@@ -431,7 +486,38 @@ boundary! {
         pub protocol: u8,
         /// Zero.
         pub pad: [u8; 5],
-    } = 16;
+    } = 16 + NEXT;
+
+    /// What a former layout's programs counted after their flow, or their endpoint's state, was copied, in the one
+    /// entry of `MERGE`. User space writes it, and runs the program `merge`.
+    pub struct Merge {
+        /// The flow, IPv4 remote v4-mapped.
+        pub key: FlowKey6,
+        /// Slot of the endpoint's state.
+        pub index: u32,
+        /// The flow as copied: another start is another flow.
+        pub start_ns: u64,
+        /// Wire packets to add.
+        pub packets: [u64; 2],
+        /// Bytes to add.
+        pub bytes: [u64; 2],
+        /// TCP flags to add.
+        pub tcp_flags: [u8; 2],
+        /// [`Flow::flags`] to add.
+        pub flags: u8,
+        /// State that the flow was copied with.
+        pub state_from: u8,
+        /// State that it went on to.
+        pub state_to: u8,
+        /// 4 or 6; 0 = `state` is to be added, not a flow.
+        pub family: u8,
+        /// 0 = `embryonic`, 1 = `established`, 2 = `answered`.
+        pub table: u8,
+        /// Zero.
+        pub pad: u8,
+        /// What the endpoint's state has more than its copy.
+        pub state: EndpointState,
+    } = 176;
 
     /// The kernel's clocks read together, in the one entry of `CLOCK`.
     pub struct Clock {

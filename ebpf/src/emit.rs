@@ -41,7 +41,7 @@ fn send(scratch: &mut Scratch, flow: *const Flow, kind: u8, end_reason: u8) -> u
     let Some(ring) = EVENTS.get(cpu) else { return 0 };
     let Some(mut slot) = ring.reserve(0) else { return 0 };
     let record: *mut FlowEvent = slot.as_mut_ptr();
-    // SAFETY: the ring reserved room for one record, aligned to 8; `flow` is map memory of 128 bytes.
+    // SAFETY: the ring reserved room for one record, aligned to 8; `flow` is map memory.
     unsafe {
         core::ptr::copy_nonoverlapping(core::ptr::from_ref(&scratch.key6).cast::<[u32; 7]>(), (&raw mut (*record).key).cast(), 1);
         (*record).kind = kind;
@@ -49,7 +49,7 @@ fn send(scratch: &mut Scratch, flow: *const Flow, kind: u8, end_reason: u8) -> u
         (*record).end_reason = end_reason;
         (*record).pad = 0;
         (*record).time_ns = time_ns;
-        core::ptr::copy_nonoverlapping(flow.cast::<[u64; 16]>(), (&raw mut (*record).flow).cast(), 1);
+        core::ptr::copy_nonoverlapping(flow.cast::<tables::FlowWords>(), (&raw mut (*record).flow).cast(), 1);
     }
     slot.submit(u64::from(BPF_RB_NO_WAKEUP));
     1

@@ -15,6 +15,7 @@ mod hold;
 mod hot;
 mod kernel;
 mod maps;
+mod merge;
 mod open;
 mod own_node;
 mod process;
@@ -141,6 +142,12 @@ pub fn clock(_ctx: TcContext) -> i32 {
         Ok(()) => 0,
         Err(_) => 1,
     }
+}
+
+/// Adds what `MERGE` holds to a flow or an endpoint's state; run by the agent, never attached.
+#[classifier]
+pub fn merge(_ctx: TcContext) -> i32 {
+    i32::from(!merge::merge())
 }
 
 /// Does nothing: what benches compare with. Never attached.

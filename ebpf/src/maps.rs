@@ -10,7 +10,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue};
 use sekisho_core::counters;
 use sekisho_core::layout::{
     Address, AddressEntry, CidrKey, Clock, Closing, Config, Contacts, Endpoint, EndpointState, EndpointSwept, Flow, FlowEvent, FlowKey4,
-    FlowKey6, FragmentKey, FragmentPorts, Hold, ListenerKey, PortKey, Process, RuleKey, Rules, Vip, VipKey,
+    FlowKey6, FragmentKey, FragmentPorts, Hold, ListenerKey, Merge, PortKey, Process, RuleKey, Rules, Vip, VipKey,
 };
 
 const FLOWS: u32 = 1 << 16;
@@ -102,6 +102,9 @@ pub(crate) static OWNED: HashMap<u32, u32> = HashMap::with_max_entries(ENDPOINT_
 /// Written by the program `clock`.
 #[map]
 pub(crate) static CLOCK: Array<Clock> = Array::with_max_entries(1, 0);
+/// Read by the program `merge`.
+#[map]
+pub(crate) static MERGE: Array<Merge> = Array::with_max_entries(1, 0);
 
 /// A ring of [`FlowEvent`] per CPU. The agent makes the rings and puts them in.
 #[btf_map]

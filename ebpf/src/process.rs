@@ -50,6 +50,6 @@ pub(crate) fn binds(ctx: *mut bpf_sock) {
     // SAFETY: the context is valid; the verifier rewrites the accesses.
     let (port, protocol) = unsafe { ((*ctx).src_port as u16, (*ctx).protocol as u8) };
     let process = caller(pid());
-    let key = ListenerKey { cgroup: process.cgroup, port, protocol, pad: [0; 5] };
+    let key = ListenerKey { cgroup: process.cgroup, port, protocol, ..ListenerKey::ZERO };
     let _ = LISTENERS.insert(&key, &process, ANY);
 }

@@ -91,6 +91,9 @@ macro_rules! family {
 family!(V4, FlowKey4, EMBRYONIC4, ESTABLISHED4, ANSWERED4);
 family!(V6, FlowKey6, EMBRYONIC6, ESTABLISHED6, ANSWERED6);
 
+/// A flow as words, for copying.
+pub(crate) type FlowWords = [u64; size_of::<Flow>() / 8];
+
 /// A flow in its table. Other CPUs change it at the same time, and the kernel may give its memory to another
 /// flow at once: what is written here is only counters, times, flags and states.
 #[derive(Clone, Copy)]
@@ -143,8 +146,8 @@ impl Entry {
     /// Copies the flow out, word by word.
     #[inline(always)]
     pub(crate) fn copy_to(&self, flow: &mut Flow) {
-        // SAFETY: both are aligned to 8 and 128 bytes long.
-        unsafe { core::ptr::copy_nonoverlapping(self.0.as_ptr().cast::<[u64; 16]>(), core::ptr::from_mut(flow).cast(), 1) };
+        // SAFETY: both are flows, aligned to 8.
+        unsafe { core::ptr::copy_nonoverlapping(self.0.as_ptr().cast::<FlowWords>(), core::ptr::from_mut(flow).cast(), 1) };
     }
 }
 

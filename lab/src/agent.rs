@@ -36,16 +36,25 @@ pub(crate) fn binary() -> Result<PathBuf> {
         return Ok(path.into());
     }
     let me = env::current_exe()?;
+    newest(&me, "sekisho").context("there is no sekisho binary; build it (`cargo build --release`) or name it in SEKISHO_BIN")
+}
+
+/// The newest program of this name around a program of ours.
+fn newest(me: &Path, name: &str) -> Option<PathBuf> {
     // target/TRIPLE/PROFILE/sekisho-lab, or target/TRIPLE/PROFILE/deps/TEST-HASH
-    let found = me
-        .ancestors()
-        .skip(1)
-        .take(4)
-        .flat_map(|directory| [directory.join("sekisho"), directory.join("release/sekisho"), directory.join("debug/sekisho")]);
-    found
-        .filter(|path| path.is_file())
-        .max_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok())
-        .context("there is no sekisho binary; build it (`cargo build --release`) or name it in SEKISHO_BIN")
+    let found =
+        me.ancestors().skip(1).take(4).flat_map(|directory| ["", "release", "debug"].map(|profile| directory.join(profile).join(name)));
+    found.filter(|path| path.is_file()).max_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok())
+}
+
+/// The agent built with the layout of a next version: `SEKISHO_NEXT_BIN`, else the newest build beside this program.
+fn next_binary() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("SEKISHO_NEXT_BIN") {
+        return Ok(path.into());
+    }
+    newest(&env::current_exe()?, "sekisho-next").context(
+        "there is no agent of another layout; build it (`cargo build --features next-layout --bin sekisho-next`) or name it in SEKISHO_NEXT_BIN",
+    )
 }
 
 /// How an agent is to be started.
@@ -65,6 +74,12 @@ impl AgentOptions {
     /// With these arguments beside the lab's own (manifests, node name, socket, pins).
     pub fn new(arguments: &[&str]) -> Self {
         Self { arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(), binary: None }
+    }
+
+    /// The build with the layout of a next version.
+    pub fn next_layout(mut self) -> Result<Self> {
+        self.binary = Some(next_binary()?);
+        Ok(self)
     }
 }
 
@@ -87,7 +102,12 @@ impl Agent {
 
     /// Starts the agent and waits until it says that it is ready.
     pub fn start(lab: &Lab, arguments: &[&str]) -> Result<Self> {
-        let mut agent = Self::launch(lab, &AgentOptions::new(arguments))?;
+        Self::start_with(lab, &AgentOptions::new(arguments))
+    }
+
+    /// The same with options.
+    pub fn start_with(lab: &Lab, options: &AgentOptions) -> Result<Self> {
+        let mut agent = Self::launch(lab, options)?;
         agent.wait_ready(Duration::from_secs(20))?;
         Ok(agent)
     }

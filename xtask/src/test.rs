@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::setup;
-use crate::workspace::{build_agent, cargo, say};
+use crate::workspace::{build_agent, build_next_layout, cargo, say};
 
 /// How a run of tests ended.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,6 +22,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     let begin = Instant::now();
     setup::run(false)?;
     let agent = build_agent()?;
+    let next = build_next_layout()?;
     // The data path's own tests make their pods with it.
     let built = cargo().args(["build", "--package", "sekisho-lab"]).status().context("cargo does not start")?;
     if !built.success() {
@@ -38,6 +39,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
                 .args(["test", "--package", "sekisho-lab", "--no-fail-fast"])
                 .args(filter)
                 .env("SEKISHO_BIN", &agent)
+                .env("SEKISHO_NEXT_BIN", &next)
                 // They measure time and share two cores: one after the other.
                 .env("RUST_TEST_THREADS", "1"),
         )?,

@@ -75,6 +75,13 @@ pub(crate) fn build_agent() -> Result<PathBuf> {
     Ok(program("release", "sekisho"))
 }
 
+/// Builds the agent with the layout of a next version, for the upgrade test, and returns where it is.
+pub(crate) fn build_next_layout() -> Result<PathBuf> {
+    let words = ["build", "--package", "sekisho", "--features", "next-layout", "--bin", "sekisho-next"];
+    step("build the agent of another layout", cargo().args(words))?;
+    Ok(program("debug", "sekisho-next"))
+}
+
 /// Builds the lab's programs, and returns where they are.
 pub(crate) fn build_lab() -> Result<PathBuf> {
     step("build the lab", cargo().args(["build", "--package", "sekisho-lab", "--bins"]))?;

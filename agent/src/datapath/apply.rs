@@ -176,10 +176,7 @@ impl Datapath {
     pub fn used_ids(&self) -> UsedIds {
         let mut used = UsedIds::default();
         for (key, rules) in &self.tables.rules {
-            used.set = used.set.max(key.set);
-            used.class = used.class.max(key.class);
-            used.rule = used.rule.max(rules.any);
-            used.table = used.table.max(rules.ports);
+            used.note_rules(key, rules);
         }
         for ((key, _), rule) in &self.tables.ports {
             used.table = used.table.max(u32::from_be_bytes(key.table));
@@ -206,19 +203,37 @@ impl Datapath {
         for table in [&self.maps.embryonic6, &self.maps.established6, &self.maps.answered6] {
             note(table, &mut six, &mut used);
         }
+        for former in &self.formers {
+            if let Err(error) = former.note(&mut used) {
+                tracing::warn!(%error, "a former layout could not be read; numbers in use may be re-used");
+            }
+        }
         used
+    }
+}
+
+impl UsedIds {
+    /// Notes the numbers in a row of rules.
+    pub(super) fn note_rules(&mut self, key: &RuleKey, rules: &Rules) {
+        self.set = self.set.max(key.set);
+        self.class = self.class.max(key.class);
+        self.rule = rules.rule.iter().fold(self.rule.max(rules.any), |most, rule| most.max(*rule));
+        self.table = self.table.max(rules.ports);
+    }
+
+    /// Notes the numbers that a flow bears.
+    pub(super) fn note_flow(&mut self, flow: &Flow) {
+        self.set = self.set.max(flow.set);
+        self.class = self.class.max(flow.class);
+        self.rule = self.rule.max(flow.rule);
+        self.instance = self.instance.max(flow.local_instance).max(flow.remote_instance);
     }
 }
 
 /// Notes the numbers that flows bear. A read that fails half-way leaves numbers unnoted; the journal still knows them.
 fn note<K: Plain>(table: &Table<K, Flow>, buffers: &mut Buffers<K, Flow>, used: &mut UsedIds) {
     let result = table.read(buffers, &mut |_, flows| {
-        for flow in flows {
-            used.set = used.set.max(flow.set);
-            used.class = used.class.max(flow.class);
-            used.rule = used.rule.max(flow.rule);
-            used.instance = used.instance.max(flow.local_instance).max(flow.remote_instance);
-        }
+        flows.iter().for_each(|flow| used.note_flow(flow));
     });
     if let Err(error) = result {
         tracing::warn!(%error, "a flow table could not be read; numbers in use may be re-used");

@@ -131,6 +131,13 @@ impl Attacher {
         bpf::pin(make()?.as_fd(), &path)
     }
 
+    /// Whether the layout in `dir` still holds a link of this endpoint.
+    pub(super) fn former_links(&self, dir: &Path, number: u32, cgroup: Option<u64>) -> bool {
+        let name = cgroup.map_or_else(|| tcx_pin(number, &SIDES[0]), |id| cgroup_pin(id, &SIDES[0]));
+        let links = dir.join("links");
+        self.former.contains(&links) && links.join(name).exists()
+    }
+
     /// Attaches to both hooks of an interface.
     pub(super) fn interface(&self, netlink: &mut Netlink, maps: &Maps, programs: &Programs, ifindex: u32) -> io::Result<()> {
         match self.backend {

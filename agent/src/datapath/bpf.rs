@@ -48,10 +48,14 @@ const F_BEFORE: u32 = 1 << 3;
 const MAP_TYPE_PERCPU_HASH: u32 = 5;
 const MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 const MAP_TYPE_LRU_PERCPU_HASH: u32 = 10;
+/// Array, `bpf_map_type`.
+pub(super) const MAP_TYPE_ARRAY: u32 = 2;
 /// Ring buffer, `bpf_map_type`.
 pub(super) const MAP_TYPE_RINGBUF: u32 = 27;
 /// Update flag: create or replace.
 pub(super) const ANY: u64 = 0;
+/// Update flag: create only.
+pub(super) const NOEXIST: u64 = 1;
 
 #[derive(Default, IntoBytes, Immutable)]
 #[repr(C)]

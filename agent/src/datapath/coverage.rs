@@ -125,7 +125,7 @@ impl Datapath {
             tracing::warn!(%error, "stale pins could not be removed");
         }
         let settled = self.applied_once && self.endpoints.values().all(|endpoint| endpoint.info.ready);
-        if settled && !self.former.is_empty() {
+        if settled && self.formers.iter().any(|former| !former.done) {
             self.finish_migration();
         }
     }

@@ -5,10 +5,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use sekisho_core::layout::Config;
-
 use super::attach::{HOME, release_qdisc, remove_link};
 use super::error::{DetachError, ModeError, OpenError};
+use super::former::Former;
 use super::load::{Pins, layouts, same_types};
 use super::netlink::Netlink;
 use super::os;
@@ -145,15 +144,9 @@ fn remove_filters(layouts: &[std::path::PathBuf], netlink: &mut Netlink) -> Resu
 /// Sets the mode where no agent runs: the programs obey at the next packet. Returns the new epoch.
 pub fn set_mode_on_pins(pin_dir: &Path, mode: u32) -> Result<u32, ModeError> {
     let mut epoch = None;
-    for layout in layouts(pin_dir).into_iter().filter(|layout| same_types(layout)) {
-        let failed = |source| ModeError::Map { path: layout.clone(), source };
-        let table = Table::<u32, Config>::open(&layout.join("CONFIG")).map_err(failed)?;
-        let failed = |source| ModeError::Map { path: layout.clone(), source };
-        let Some(config) = table.get(&0).map_err(failed)? else { continue };
-        let config = Config { mode, epoch: config.epoch.wrapping_add(1).max(1), ..config };
-        let failed = |source| ModeError::Map { path: layout.clone(), source };
-        table.put(&0, &config).map_err(failed)?;
-        epoch = epoch.max(Some(config.epoch));
+    for layout in layouts(pin_dir) {
+        let former = Former::open(&layout, same_types(&layout));
+        epoch = epoch.max(former.set_mode(mode).map_err(|source| ModeError::Map { path: layout, source })?);
     }
     epoch.ok_or_else(|| ModeError::NoPins { path: pin_dir.into() })
 }

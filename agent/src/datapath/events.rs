@@ -20,6 +20,10 @@ impl Datapath {
     /// Hands out all events that are there, without waiting and without copying.
     pub fn drain(&mut self, each: &mut dyn FnMut(&FlowEvent)) {
         self.diagnostics.tell();
+        for former in &mut self.formers {
+            former.drain(each);
+        }
+        self.formers.retain(|former| !former.done);
         for ring in &mut self.rings {
             for _ in 0..DRAIN_LIMIT {
                 let Some(item) = ring.next() else { break };
@@ -73,8 +77,9 @@ impl Datapath {
     /// Every counter, summed over the CPUs.
     pub fn counters(&self) -> [u64; counters::COUNT as usize] {
         let mut values = [0; counters::COUNT as usize];
-        for (slot, value) in (0..counters::COUNT).zip(&mut values) {
-            *value = self.maps.counters.sum(slot).unwrap_or_default();
+        for ((slot, value), former) in (0..counters::COUNT).zip(&mut values).zip(self.counted_by_formers()) {
+            let before = self.maps.counted.get(&slot).ok().flatten().unwrap_or_default();
+            *value = self.maps.counters.sum(slot).unwrap_or_default().wrapping_add(before).wrapping_add(former);
         }
         values
     }

@@ -20,7 +20,7 @@ use super::diagnostics::Diagnostics;
 use super::error::OpenError;
 use super::sizes::Sizes;
 use super::table::Maps;
-use super::{bpf, os};
+use super::{bpf, former, os};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SEKISHO_EBPF"));
 
@@ -118,7 +118,7 @@ impl AsFd for Loaded {
 /// Programs by name. The ones that the object must have are checked at load.
 pub(super) type Programs = BTreeMap<String, Loaded>;
 
-const REQUIRED: [&str; 13] = [
+const REQUIRED: [&str; 14] = [
     "pod_egress",
     "pod_ingress",
     "cg_egress",
@@ -132,6 +132,7 @@ const REQUIRED: [&str; 13] = [
     "post_bind4",
     "post_bind6",
     "clock",
+    "merge",
 ];
 
 /// What loading gives.
@@ -172,9 +173,20 @@ pub(super) fn load(pins: &Pins, sizes: &Sizes) -> Result<DataPlane, OpenError> {
     let dir = pins.root.join(layout_name(sizes)?);
     fs::create_dir_all(&dir).map_err(|source| OpenError::Pins { path: dir.clone(), source })?;
     let (programs, diagnostics) = load_programs(&dir, sizes)?;
+    make_own(&dir).map_err(|source| OpenError::Load { step: "making the maps".into(), reason: source.to_string() })?;
     let maps = Maps::open(&dir).map_err(|source| OpenError::Load { step: "opening the maps".into(), reason: source.to_string() })?;
     let rings = open_rings(&dir, &maps, sizes).map_err(|reason| OpenError::Load { step: "making the event rings".into(), reason })?;
     Ok(DataPlane { dir, maps, programs, rings, diagnostics })
+}
+
+/// Makes what no program uses: the description of our types, and what the programs of former layouts counted.
+fn make_own(dir: &Path) -> io::Result<()> {
+    former::write_description(dir)?;
+    let path = dir.join(former::COUNTED);
+    if path.exists() {
+        return Ok(());
+    }
+    bpf::pin(bpf::create_map("COUNTED", bpf::MAP_TYPE_ARRAY, 4, 8, sekisho_core::counters::COUNT)?.as_fd(), &path)
 }
 
 /// Names of the object's maps that are pinned: all but the compiler's own sections.

@@ -1,98 +1,347 @@
-//! From one layout to the next: a new version, or another memory budget, gets maps of its own.
+//! From one layout to the next: another version of the agent, or another memory budget, gets maps of its own.
 //!
-//! Flows, totals and the journal are copied when the types are the same; the links change hands one by one, each when its
-//! endpoint's policy is in the new maps. Flows that open in between are judged again as if they had begun before we
-//! watched. Then the former directory goes.
+//! Nouns. A *former* layout's programs judge and count until an endpoint *crosses*: its policy is in the new maps, its flows are
+//! copied, its links change hands, and what the old programs counted between copy and change is added. So no packet is judged
+//! by nobody, and none is counted twice or not at all. Names, totals and the journal are taken over at once.
+//!
+//! Cached verdicts are not believed: every copied flow is judged again at its next packet, by this build's tables.
 
-use std::fs;
+use std::collections::{HashMap, HashSet};
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
 
-use sekisho_core::layout::Config;
+use sekisho_core::counters;
+use sekisho_core::flows::Table as Kind;
+use sekisho_core::layout::{Config, EndpointState, Flow, FlowKey6, Merge};
 
-use super::Datapath;
+use super::attach::Backend;
+use super::former::Former;
 use super::load::same_types;
-use super::table::{Buffers, Maps, Plain, Table, pins};
+use super::sweep::FlowKey;
+use super::table::{Plain, Table};
+use super::{Datapath, attach, bpf};
+
+/// How long a program that was just replaced may still be at its packet.
+const LAST_PACKET: Duration = Duration::from_millis(2);
+
+type FlowName = (Kind, u8, FlowKey6);
+
+/// Endpoints on their way, with what was copied of them.
+#[derive(Default)]
+pub(super) struct Crossing {
+    former: usize,
+    numbers: HashSet<u32>,
+    flows: HashMap<FlowName, Copied>,
+    states: HashMap<u32, EndpointState>,
+}
+
+/// What is compared with a flow's copy later.
+#[derive(Clone, Copy)]
+struct Copied {
+    start_ns: u64,
+    packets: [u64; 2],
+    bytes: [u64; 2],
+    state: u8,
+}
+
+impl Copied {
+    fn of(flow: &Flow) -> Self {
+        Self { start_ns: flow.start_ns, packets: flow.packets, bytes: flow.bytes, state: flow.state }
+    }
+}
 
 impl Datapath {
-    /// Copies what a former layout holds into the new maps. Before anything is attached to these.
+    /// Opens what earlier layouts left in `dirs`.
+    pub(super) fn open_formers(&mut self, dirs: &[PathBuf]) {
+        self.formers = dirs.iter().map(|dir| Former::open(dir, same_types(dir))).collect();
+    }
+
+    /// Takes over what stands still: configuration, names, totals. Before anything is attached here.
     pub(super) fn migrate(&mut self) -> io::Result<()> {
-        for dir in &self.former {
-            if let Ok(owned) = Table::<u32, u32>::open(&dir.join("OWNED")) {
-                copy(&owned, &self.maps.owned)?;
+        let mut adopted = false;
+        for former in &self.formers {
+            // Of a directory that a killed agent left half-made there is nothing to take.
+            for (ifindex, ours) in former.owned().unwrap_or_default() {
+                self.maps.owned.put(&ifindex, &ours)?;
             }
-            if !same_types(dir) {
-                continue;
-            }
-            // A directory that a killed agent left half-made has nothing to give.
-            let Ok(former) = Maps::open(dir) else { continue };
-            let Some(config) = former.config.get(&0)?.filter(|config| config.hz != 0) else { continue };
-            tracing::info!(from = %dir.display(), "copying flows from a former layout");
+            let Some(config) = former.config() else { continue };
+            tracing::info!(from = %former.dir.display(), "taking over from another layout");
             self.config = Config {
                 epoch: config.epoch.wrapping_add(1).max(1),
                 mode: config.mode,
                 spoof_enforce: config.spoof_enforce,
                 ..self.config
             };
-            copy_all(&former, &self.maps)?;
-            copy(&former.live, &self.maps.live)?;
-            for (number, endpoint) in former.endpoints.entries()? {
-                self.slots.adopt(number, endpoint.index);
-            }
+            adopted = true;
+            put_all(&self.maps.journal, &former.journal()?)?;
+            put_all(&self.maps.live, &former.live()?)?;
+            put_all(&self.maps.cgroups, &former.cgroups()?)?;
+            let slots: HashSet<u32> = former.endpoints()?.iter().map(|(_, endpoint)| endpoint.index).collect();
+            put_all(&self.maps.states, &only(former.states()?, &slots))?;
+            put_all(&self.maps.swept, &only(former.swept()?, &slots))?;
+            put_all(&self.maps.contacts, &only(former.contacts()?, &slots))?;
         }
+        self.migrating = true;
+        self.adopted |= adopted;
+        self.take_processes();
         Ok(())
     }
 
-    /// Removes the former directories: everything is attached here.
+    /// Endpoints that have not crossed keep their numbers and slots.
+    pub(super) fn adopt_slots_of_formers(&mut self) {
+        for former in &self.formers {
+            for (number, endpoint) in former.endpoints().unwrap_or_default() {
+                if self.slots.of(number).is_none() {
+                    self.slots.adopt(number, endpoint.index);
+                }
+            }
+        }
+    }
+
+    /// Who holds which socket and port: once before the hooks change hands, and once after.
+    pub(super) fn take_processes(&self) {
+        for former in &self.formers {
+            let taken = former
+                .sockets()
+                .and_then(|sockets| put_missing(&self.maps.sockets, &sockets))
+                .and_then(|()| former.listeners())
+                .and_then(|listeners| put_missing(&self.maps.listeners, &listeners));
+            if let Err(error) = taken {
+                tracing::debug!(%error, "a former layout's processes are not known");
+            }
+        }
+    }
+
+    /// Copies the flows of endpoints that are about to be attached here.
+    pub(super) fn begin_crossing(&mut self, endpoints: &[(u32, Option<u64>)]) -> Vec<Crossing> {
+        let mut crossings = Vec::new();
+        for at in 0..self.formers.len() {
+            let former = &self.formers[at];
+            let waiting = |(number, cgroup): &&(u32, Option<u64>)| {
+                !former.done
+                    && !former.copied.contains(number)
+                    && match self.attacher.backend {
+                        // Filters bear no name: what this agent has not attached is the former's.
+                        Backend::Clsact if cgroup.is_none() => self.migrating,
+                        _ => self.attacher.former_links(&former.dir, *number, *cgroup),
+                    }
+            };
+            let numbers: HashSet<u32> = endpoints.iter().filter(waiting).map(|(number, _)| *number).collect();
+            if numbers.is_empty() {
+                continue;
+            }
+            match self.copy(at, numbers) {
+                Ok(crossing) => crossings.push(crossing),
+                Err(error) => tracing::warn!(%error, "flows of a former layout could not be copied: they begin anew"),
+            }
+        }
+        crossings
+    }
+
+    fn copy(&mut self, at: usize, numbers: HashSet<u32>) -> io::Result<Crossing> {
+        let former = &mut self.formers[at];
+        former.copied.extend(&numbers);
+        let mut crossing = Crossing { former: at, numbers, ..Crossing::default() };
+        let slots: HashSet<u32> =
+            former.endpoints()?.iter().filter(|(number, _)| crossing.numbers.contains(number)).map(|(_, e)| e.index).collect();
+        for (slot, state) in only(former.states()?, &slots) {
+            self.maps.states.put(&slot, &state)?;
+            crossing.states.insert(slot, state);
+        }
+        let mut failed = 0;
+        let (flows, maps) = (&mut crossing.flows, &self.maps);
+        former.flows(&|number| crossing.numbers.contains(&number), &mut |kind, family, key, flow| match maps.put_flow(
+            (kind, family, key),
+            &flow,
+            bpf::ANY,
+        ) {
+            Ok(()) => drop(flows.insert((kind, family, key), Copied::of(&flow))),
+            Err(_) => failed += 1,
+        })?;
+        if failed > 0 {
+            tracing::warn!(failed, "flows of a former layout found no room: they begin anew");
+        }
+        Ok(crossing)
+    }
+
+    /// Adds what the old programs have done since the copy. The links are ours.
+    pub(super) fn end_crossing(&mut self, crossings: Vec<Crossing>) {
+        if crossings.is_empty() {
+            return;
+        }
+        std::thread::sleep(LAST_PACKET);
+        for crossing in crossings {
+            let count = crossing.numbers.len();
+            match self.settle(crossing) {
+                Ok(late) => tracing::info!(endpoints = count, late, "endpoints have crossed to this layout"),
+                Err(error) => tracing::warn!(%error, "what was counted while layouts changed is lost"),
+            }
+        }
+    }
+
+    fn settle(&mut self, mut crossing: Crossing) -> io::Result<usize> {
+        let mut now = Vec::new();
+        let former = &self.formers[crossing.former];
+        former.flows(&|number| crossing.numbers.contains(&number), &mut |kind, family, key, flow| now.push(((kind, family, key), flow)))?;
+        let mut late = 0;
+        for (name, flow) in now {
+            match crossing.flows.remove(&name) {
+                Some(copied) if copied.start_ns == flow.start_ns => {
+                    if (copied.packets, copied.state) != (flow.packets, flow.state) {
+                        late += 1;
+                        self.merge(&difference(&name, &copied, &flow))?;
+                    }
+                }
+                // Another flow has taken the place of the one that was copied.
+                Some(_) => self.maps.put_flow(name, &flow, bpf::ANY)?,
+                None => {
+                    late += 1;
+                    match self.maps.put_flow(name, &flow, bpf::NOEXIST) {
+                        // It goes on here already, as one that began before we watched.
+                        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                        other => other?,
+                    }
+                }
+            }
+        }
+        // Those that are not there any more have moved to another table, or are over.
+        for (name, copied) in crossing.flows {
+            let Some(flow) = self.maps.flow(name)?.filter(|flow| flow.start_ns == copied.start_ns) else { continue };
+            self.maps.remove_flow(name)?;
+            for kind in [Kind::Established, Kind::Answered].into_iter().filter(|kind| *kind != name.0) {
+                let there = (kind, name.1, name.2);
+                if flow.packets != copied.packets && self.maps.flow(there)?.is_some() {
+                    self.merge(&Merge { state_to: copied.state, ..difference(&there, &copied, &flow) })?;
+                }
+            }
+        }
+        let slots: HashSet<u32> = crossing.states.keys().copied().collect();
+        for (slot, state) in only(self.formers[crossing.former].states()?, &slots) {
+            if let Some(copied) = crossing.states.get(&slot) {
+                self.merge(&Merge { index: slot, state: more(&state, copied), ..Merge::ZERO })?;
+            }
+        }
+        Ok(late)
+    }
+
+    fn merge(&self, merge: &Merge) -> io::Result<()> {
+        self.maps.merge.put(&0, merge)?;
+        bpf::test_run(attach::fd(&self.programs, "merge"))
+    }
+
+    /// Removes what is taken over whole: everything is attached here.
     pub(super) fn finish_migration(&mut self) {
-        for dir in std::mem::take(&mut self.former) {
-            if let Err(error) = remove_layout(&dir) {
-                tracing::warn!(%error, path = %dir.display(), "a former layout could not be removed");
+        for at in 0..self.formers.len() {
+            if let Err(error) = self.finish_former(at) {
+                tracing::warn!(%error, path = %self.formers[at].dir.display(), "a former layout could not be removed");
             }
         }
         self.attacher.former.clear();
+        self.migrating = false;
     }
-}
 
-fn remove_layout(dir: &Path) -> io::Result<()> {
-    let links = dir.join("links");
-    for name in pins(&links) {
-        fs::remove_file(links.join(name))?;
+    fn finish_former(&mut self, at: usize) -> io::Result<()> {
+        if self.formers[at].done {
+            return Ok(());
+        }
+        self.formers[at].done = true;
+        let former = &self.formers[at];
+        // Flows of pods that are gone: the next sweep tells their ends.
+        former.flows(&|number| !former.copied.contains(&number), &mut |kind, family, key, flow| {
+            // Where there is no room, its end is not told; it is over in any case.
+            let _full = self.maps.put_flow((kind, family, key), &flow, bpf::NOEXIST);
+        })?;
+        for closing in former.take_closing()? {
+            self.maps.closing.push(&closing)?;
+        }
+        let sums = former.counters()?;
+        for (slot, sum) in (0..counters::COUNT).zip(sums) {
+            let before = self.maps.counted.get(&slot)?.unwrap_or(0);
+            self.maps.counted.put(&slot, &before.wrapping_add(sum))?;
+        }
+        former.remove()
     }
-    if links.exists() {
-        fs::remove_dir(&links)?;
-    }
-    for name in pins(dir) {
-        fs::remove_file(dir.join(name))?;
-    }
-    fs::remove_dir(dir)
-}
 
-fn copy_all(from: &Maps, to: &Maps) -> io::Result<()> {
-    copy(&from.established4, &to.established4)?;
-    copy(&from.established6, &to.established6)?;
-    copy(&from.answered4, &to.answered4)?;
-    copy(&from.answered6, &to.answered6)?;
-    copy(&from.embryonic4, &to.embryonic4)?;
-    copy(&from.embryonic6, &to.embryonic6)?;
-    copy(&from.states, &to.states)?;
-    copy(&from.swept, &to.swept)?;
-    copy(&from.sockets, &to.sockets)?;
-    copy(&from.listeners, &to.listeners)?;
-    copy(&from.journal, &to.journal)?;
-    from.counters.copy_to(&to.counters)
-}
-
-/// Copies entry by entry; what does not fit into a smaller map is left out.
-fn copy<K: Plain, V: Plain>(from: &Table<K, V>, to: &Table<K, V>) -> io::Result<()> {
-    let mut failed = None;
-    from.read(&mut Buffers::of(1024), &mut |keys, values| {
-        for (key, value) in keys.iter().zip(values) {
-            match to.put(key, value) {
-                Err(error) if error.raw_os_error() != Some(libc::E2BIG) => failed = Some(error),
-                _ => {}
+    /// What former layouts' programs count still.
+    pub(super) fn counted_by_formers(&self) -> [u64; counters::COUNT as usize] {
+        let mut sums = [0u64; counters::COUNT as usize];
+        for former in self.formers.iter().filter(|former| !former.done) {
+            let counted = former.counters().unwrap_or([0; counters::COUNT as usize]);
+            for (sum, more) in sums.iter_mut().zip(counted) {
+                *sum = sum.wrapping_add(more);
             }
         }
-    })?;
-    failed.map_or(Ok(()), Err)
+        sums
+    }
+}
+
+fn difference(name: &FlowName, copied: &Copied, now: &Flow) -> Merge {
+    let less = |now: [u64; 2], before: [u64; 2]| [now[0].wrapping_sub(before[0]), now[1].wrapping_sub(before[1])];
+    Merge {
+        key: name.2,
+        start_ns: copied.start_ns,
+        packets: less(now.packets, copied.packets),
+        bytes: less(now.bytes, copied.bytes),
+        tcp_flags: now.tcp_flags,
+        flags: now.flags,
+        state_from: copied.state,
+        state_to: now.state,
+        family: name.1,
+        table: match name.0 {
+            Kind::Embryonic => 0,
+            Kind::Established => 1,
+            Kind::Answered => 2,
+        },
+        ..Merge::ZERO
+    }
+}
+
+fn more(now: &EndpointState, copied: &EndpointState) -> EndpointState {
+    EndpointState {
+        established_in: now.established_in.wrapping_sub(copied.established_in),
+        established_out: now.established_out.wrapping_sub(copied.established_out),
+        answered_in: now.answered_in.wrapping_sub(copied.answered_in),
+        answered_out: now.answered_out.wrapping_sub(copied.answered_out),
+        one_way: now.one_way.wrapping_sub(copied.one_way),
+        summarised: now.summarised.wrapping_sub(copied.summarised),
+        packets: [now.packets[0].wrapping_sub(copied.packets[0]), now.packets[1].wrapping_sub(copied.packets[1])],
+        ..EndpointState::ZERO
+    }
+}
+
+fn only<V>(all: Vec<(u32, V)>, slots: &HashSet<u32>) -> Vec<(u32, V)> {
+    all.into_iter().filter(|(slot, _)| slots.contains(slot)).collect()
+}
+
+/// Writes what fits into a map that may be smaller.
+fn put_all<K: Plain, V: Plain>(to: &Table<K, V>, entries: &[(K, V)]) -> io::Result<()> {
+    entries.iter().try_for_each(|(key, value)| match to.put(key, value) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM)) => Ok(()),
+        other => other,
+    })
+}
+
+fn put_missing<K: Plain, V: Plain>(to: &Table<K, V>, entries: &[(K, V)]) -> io::Result<()> {
+    entries.iter().try_for_each(|(key, value)| match to.put_new(key, value) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::E2BIG | libc::ENOMEM)) => Ok(()),
+        other => other,
+    })
+}
+
+impl super::table::Maps {
+    fn put_flow(&self, (kind, family, key): FlowName, flow: &Flow, how: u64) -> io::Result<()> {
+        match family {
+            4 => self.flows4(kind).put_as(&FlowKey::narrow(&key), flow, how),
+            _ => self.flows6(kind).put_as(&key, flow, how),
+        }
+    }
+
+    fn flow(&self, (kind, family, key): FlowName) -> io::Result<Option<Flow>> {
+        if family == 4 { self.flows4(kind).get(&FlowKey::narrow(&key)) } else { self.flows6(kind).get(&key) }
+    }
+
+    fn remove_flow(&self, (kind, family, key): FlowName) -> io::Result<bool> {
+        if family == 4 { self.flows4(kind).remove(&FlowKey::narrow(&key)) } else { self.flows6(kind).remove(&key) }
+    }
 }

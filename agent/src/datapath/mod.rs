@@ -21,6 +21,7 @@ mod endpoint;
 mod error;
 mod events;
 mod filters;
+mod former;
 mod hold;
 mod journal;
 mod load;
@@ -30,6 +31,7 @@ mod numbers;
 mod os;
 mod processes;
 mod reconcile;
+mod shape;
 mod sizes;
 mod status;
 mod sweep;
@@ -110,8 +112,10 @@ pub struct Datapath {
     attacher: Attacher,
     config: Config,
     adopted: bool,
-    /// Directories of other layouts, removed once all endpoints are attached here.
-    former: Vec<PathBuf>,
+    /// Other layouts, removed once all endpoints are attached here.
+    formers: Vec<former::Former>,
+    /// This agent has taken over from another layout, and is not through with it.
+    migrating: bool,
     /// The tables as the kernel holds them.
     tables: policy::Tables,
     applied_once: bool,
@@ -170,7 +174,8 @@ impl Datapath {
             attacher,
             config: Config::ZERO,
             adopted: false,
-            former,
+            formers: Vec::new(),
+            migrating: false,
             tables: policy::Tables::default(),
             applied_once: false,
             endpoints: BTreeMap::new(),
@@ -183,6 +188,7 @@ impl Datapath {
             sweeper: sweep::Sweeper::default(),
             holding: hold::Holding::default(),
         };
+        datapath.open_formers(&former);
         datapath.take_over()?;
         Ok(datapath)
     }
@@ -205,7 +211,6 @@ impl Datapath {
             self.config = Config {
                 epoch: 1,
                 mode: layout::mode::ENFORCE,
-                cgroup_levels: 0,
                 linger: hz,
                 hz,
                 event_rate: EVENT_RATE,
@@ -213,12 +218,17 @@ impl Datapath {
                 insert_rate: INSERT_RATE,
                 insert_burst: INSERT_RATE * 2,
                 spoof_enforce: self.config.spoof_enforce,
+                ..Config::ZERO
             };
             self.migrate().map_err(failed("copying flows from a former layout"))?;
             self.write_config().map_err(failed("writing the configuration map"))?;
         }
+        self.adopt_slots_of_formers();
         self.attacher.adopt(&self.programs).map_err(failed("adopting links"))?;
-        self.attacher.sockets(&self.programs, &self.hierarchy.mount).map_err(failed("attaching to the root of the cgroup tree"))
+        self.attacher.sockets(&self.programs, &self.hierarchy.mount).map_err(failed("attaching to the root of the cgroup tree"))?;
+        // Those that the former hooks noted last.
+        self.take_processes();
+        Ok(())
     }
 
     fn write_config(&self) -> io::Result<()> {
@@ -249,6 +259,9 @@ impl Datapath {
         if self.config.mode != mode {
             self.config.mode = mode;
             self.bump_epoch()?;
+            for former in self.formers.iter().filter(|former| !former.done) {
+                former.set_mode(mode).map_err(|source| ApplyError::Map { map: "CONFIG", source })?;
+            }
         }
         Ok(self.config.epoch)
     }

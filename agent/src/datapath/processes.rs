@@ -53,7 +53,7 @@ impl Datapath {
 
     fn remembered(&self, cgroup: &PodCgroup, port: u16, protocol: u8) -> Option<ListenerInfo> {
         let process = cgroup.ids().into_iter().find_map(|(id, _)| {
-            let key = ListenerKey { cgroup: id, port, protocol, pad: [0; 5] };
+            let key = ListenerKey { cgroup: id, port, protocol, ..ListenerKey::ZERO };
             self.maps.listeners.get(&key).ok().flatten()
         })?;
         // A binder that has ended left the port to whom it handed the socket.

@@ -308,6 +308,12 @@ impl Datapath {
             .filter(|endpoint| endpoint.written.is_some() && !endpoint.info.ready)
             .map(|endpoint| Arc::clone(&endpoint.info.uid))
             .collect();
+        let crossings = if self.formers.is_empty() {
+            Vec::new()
+        } else {
+            let places: Vec<_> = uids.iter().filter_map(|uid| self.endpoints.get(uid)).map(|e| (e.info.number, e.watched)).collect();
+            self.begin_crossing(&places)
+        };
         for uid in uids {
             let Some(mut endpoint) = self.endpoints.remove(&uid) else { continue };
             match self.attach(&endpoint) {
@@ -326,6 +332,7 @@ impl Datapath {
             }
             self.endpoints.insert(uid, endpoint);
         }
+        self.end_crossing(crossings);
     }
 
     /// Attaches one endpoint; says how.

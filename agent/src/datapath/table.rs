@@ -6,9 +6,10 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
+use sekisho_core::flows::Table as Kind;
 use sekisho_core::layout::{
     Address, AddressEntry, Clock, Closing, Config, Contacts, Endpoint, EndpointState, EndpointSwept, Flow, FlowKey4, FlowKey6, Hold,
-    ListenerKey, PortKey, Process, RuleKey, Rules, Vip, VipKey,
+    ListenerKey, Merge, PortKey, Process, RuleKey, Rules, Vip, VipKey,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -58,6 +59,16 @@ impl<K: Plain, V: Plain> Table<K, V> {
     /// Writes an entry.
     pub(super) fn put(&self, key: &K, value: &V) -> io::Result<()> {
         self.raw.put(key.as_bytes(), value.as_bytes(), bpf::ANY)
+    }
+
+    /// Writes an entry that is not there; `EEXIST` where it is.
+    pub(super) fn put_new(&self, key: &K, value: &V) -> io::Result<()> {
+        self.put_as(key, value, bpf::NOEXIST)
+    }
+
+    /// Writes an entry, with one of the update flags.
+    pub(super) fn put_as(&self, key: &K, value: &V, flags: u64) -> io::Result<()> {
+        self.raw.put(key.as_bytes(), value.as_bytes(), flags)
     }
 
     /// Removes an entry; `false` where there was none.
@@ -154,6 +165,11 @@ impl Queue {
         Ok(self.0.look_up(&[], value.as_mut_bytes())?.then_some(value))
     }
 
+    /// Adds one.
+    pub(super) fn push(&self, closing: &Closing) -> io::Result<()> {
+        self.0.put(&[], closing.as_bytes(), bpf::ANY)
+    }
+
     /// Takes the oldest.
     pub(super) fn pop(&self) -> io::Result<Option<Closing>> {
         let mut value = Closing::ZERO;
@@ -171,22 +187,6 @@ impl PerCpu {
         let mut shares = vec![0u64; self.0.shape.value / 8];
         self.0.look_up(slot.as_bytes(), shares.as_mut_bytes())?;
         Ok(shares.iter().fold(0, |sum, share| sum.wrapping_add(*share)))
-    }
-}
-
-impl PerCpu {
-    /// Copies every CPU's share of every slot that both have.
-    pub(super) fn copy_to(&self, other: &Self) -> io::Result<()> {
-        let mut shares = vec![0u8; self.0.shape.value];
-        if other.0.shape.value != shares.len() {
-            return Ok(());
-        }
-        for slot in 0..self.0.shape.max.min(other.0.shape.max) {
-            if self.0.look_up(slot.as_bytes(), &mut shares)? {
-                other.0.put(slot.as_bytes(), &shares, bpf::ANY)?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -250,6 +250,26 @@ macro_rules! maps {
     };
 }
 
+impl Maps {
+    /// IPv4 flows of a kind.
+    pub(super) fn flows4(&self, kind: Kind) -> &Table<FlowKey4, Flow> {
+        match kind {
+            Kind::Embryonic => &self.embryonic4,
+            Kind::Established => &self.established4,
+            Kind::Answered => &self.answered4,
+        }
+    }
+
+    /// IPv6 flows of a kind.
+    pub(super) fn flows6(&self, kind: Kind) -> &Table<FlowKey6, Flow> {
+        match kind {
+            Kind::Embryonic => &self.embryonic6,
+            Kind::Established => &self.established6,
+            Kind::Answered => &self.answered6,
+        }
+    }
+}
+
 fn raw(path: &Path) -> io::Result<RawMap> {
     RawMap::new(bpf::open_pin(path)?)
 }
@@ -280,6 +300,8 @@ maps! {
     counters "COUNTERS": PerCpu = |path| raw(path).map(PerCpu);
     journal "JOURNAL": Table<u64, JournalValue> = Table::open;
     owned "OWNED": Table<u32, u32> = Table::open;
+    counted "COUNTED": Table<u32, u64> = Table::open;
+    merge "MERGE": Table<u32, Merge> = Table::open;
     clock "CLOCK": Table<u32, Clock> = Table::open;
     events "EVENTS": MapArray = |path| raw(path).map(MapArray);
 }

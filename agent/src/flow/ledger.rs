@@ -131,8 +131,10 @@ impl KernelTally {
     /// `now` as the kernel counts when the run begins, `before` as the run before wrote down last.
     pub fn new(now: &[u64], before: Option<&[u64]>) -> Self {
         // Counters below what was written down are of other maps: those that are there now began at zero.
-        let fits = |before: &&[u64]| before.len() == now.len() && before.iter().zip(now).all(|(b, n)| b <= n);
-        let mut base = before.filter(fits).map_or_else(|| vec![0; now.len()], <[u64]>::to_vec);
+        let fits = |before: &&[u64]| before.iter().zip(now).all(|(b, n)| b <= n);
+        let mut base = before.filter(fits).map_or_else(Vec::new, <[u64]>::to_vec);
+        // Another version may know more counters, or fewer.
+        base.resize(now.len(), 0);
         // A start may have been between two counters when they were read: what is not settled yet belongs to this run.
         let settled_before = settled(&base);
         if let Some(created) = base.get_mut(counters::CREATED as usize) {
