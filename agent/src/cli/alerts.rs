@@ -1,10 +1,9 @@
 //! `sekisho alerts`.
 
-use std::path::Path;
-
 use clap::Args;
 use sekisho_proto::AlertsRequest;
 
+use super::cluster::{self, Ask, ClusterArgs, Target};
 use super::output::{OutputArgs, Printer};
 use super::values::{self, Last};
 use super::{Exit, Failure, client, observe};
@@ -28,12 +27,18 @@ pub(super) struct AlertsArgs {
     follow: bool,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    pub(super) cluster: ClusterArgs,
 }
 
-pub(super) fn run(socket: &Path, args: &AlertsArgs) -> Result<Exit, Failure> {
+pub(super) fn run(target: Target<'_>, args: &AlertsArgs) -> Result<Exit, Failure> {
     let (all, last) = observe::history(args.last, args.follow, false);
+    let request = AlertsRequest { last, all, follow: args.follow };
+    let socket = match target {
+        Target::Socket(socket) => socket,
+        Target::Cluster(cluster) => return cluster::records(cluster, Ask::Alerts(request), args.output),
+    };
     client::converse(async {
-        let request = AlertsRequest { last, all, follow: args.follow };
         let records = client::answered(async {
             let mut client = client::connect(socket).await?;
             client.alerts(request).await.map_err(|status| client::refused(&status))

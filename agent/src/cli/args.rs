@@ -33,6 +33,7 @@ const EXAMPLES: &str = "Examples:
   sekisho observe --follow --verdict denied                  watch what is turned back, and why
   sekisho explain --from shop/web --to shop/db --port 5432/TCP
   sekisho mode observe                                       the kill switch: drop nothing
+  kubectl sekisho status                                     every node, through the API server (a link of this name to sekisho)
 
 Exit codes: 0 done, 1 not ready or not found, 2 wrong usage, 3 cannot run here.";
 
@@ -66,6 +67,9 @@ pub(super) enum Command {
     Detach(DetachArgs),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
+    /// Join standard input and output with the agent's socket
+    #[command(hide = true)]
+    Relay,
     /// Write man pages
     #[command(hide = true)]
     Man(ManArgs),

@@ -23,16 +23,25 @@ pub(super) type Client = SekishoClient<Channel>;
 
 /// Runs a conversation with the agent; an interrupt ends it quietly and well.
 pub(super) fn converse<T: Future<Output = Result<Exit, Failure>>>(conversation: T) -> Result<Exit, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new(Exit::CannotRun, format_args!("the runtime does not start: {error}")))?;
-    runtime.block_on(async {
+    block_on(&mut tokio::runtime::Builder::new_current_thread(), async {
         tokio::select! {
             result = conversation => result,
             _ = tokio::signal::ctrl_c() => Ok(Exit::Done),
         }
     })
+}
+
+/// Runs conversations with many agents; a slow reader of our output holds up none of them.
+pub(super) fn run<T: Future<Output = Result<Exit, Failure>>>(conversations: T) -> Result<Exit, Failure> {
+    block_on(tokio::runtime::Builder::new_multi_thread().worker_threads(2), conversations)
+}
+
+fn block_on<T: Future<Output = Result<Exit, Failure>>>(builder: &mut tokio::runtime::Builder, work: T) -> Result<Exit, Failure> {
+    let runtime = builder.enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new(Exit::CannotRun, format_args!("the runtime does not start: {error}")))?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
 }
 
 /// Asks one question. An agent that is stopped or stuck keeps its socket open and says nothing.
@@ -54,7 +63,12 @@ pub(super) async fn connect(socket: &Path) -> Result<Client, Failure> {
     let endpoint = Endpoint::from_shared(format!("unix:{path}"))
         .map_err(|error| Failure::new(Exit::Usage, format_args!("{path} is no socket path: {error}")))?;
     let channel = endpoint.connect().await.map_err(|error| no_answer(path, &error))?;
-    Ok(SekishoClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+    Ok(over(channel))
+}
+
+/// A client over a connection that is there.
+pub(super) fn over(channel: Channel) -> Client {
+    SekishoClient::new(channel).max_decoding_message_size(MAX_ANSWER)
 }
 
 /// Why no agent answers, and what to do.
@@ -100,10 +114,11 @@ pub(super) fn refused(status: &Status) -> Failure {
         Code::InvalidArgument => Exit::Usage,
         _ => Exit::NotReady,
     };
-    match status.code() {
-        Code::Unavailable | Code::Unknown | Code::Cancelled if io_error(status).is_some() || status.message().contains("transport") => {
-            Failure::new(exit, "the agent has ended while it was asked")
-        }
-        _ => Failure::new(exit, status.message()),
-    }
+    if is_broken(status) { Failure::new(exit, "the agent has ended while it was asked") } else { Failure::new(exit, status.message()) }
+}
+
+/// Whether the connection failed, rather than the agent refused.
+pub(super) fn is_broken(status: &Status) -> bool {
+    let code = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal);
+    code && (io_error(status).is_some() || status.source().is_some() || status.message().contains("transport"))
 }

@@ -1,12 +1,11 @@
 //! `sekisho explain`.
 
-use std::path::Path;
-
 use clap::Args;
 use sekisho_proto::ExplainRequest;
 
 use crate::api::End;
 
+use super::cluster::{self, ClusterArgs, Target};
 use super::output::{OutputArgs, Printer};
 use super::{Exit, Failure, client, render, values};
 
@@ -16,7 +15,7 @@ const EXAMPLES: &str = "Examples:
   sekisho explain --from shop/web --to shop/db --port ICMP
 
 The answer is what the running agent would decide now, at the end that sends and at the end that receives; a flow passes \
-only if both allow it. Exit code 1 when a pod is not known.";
+only if both allow it. With --all-nodes each end is explained by its own node. Exit code 1 when a pod is not known.";
 
 /// Arguments of `sekisho explain`.
 #[derive(Args, Debug)]
@@ -33,6 +32,8 @@ pub(super) struct ExplainArgs {
     port: (u16, String),
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    pub(super) cluster: ClusterArgs,
 }
 
 impl ExplainArgs {
@@ -43,7 +44,11 @@ impl ExplainArgs {
     }
 }
 
-pub(super) fn run(socket: &Path, args: &ExplainArgs) -> Result<Exit, Failure> {
+pub(super) fn run(target: Target<'_>, args: &ExplainArgs) -> Result<Exit, Failure> {
+    let socket = match target {
+        Target::Socket(socket) => socket,
+        Target::Cluster(cluster) => return cluster::explain(cluster, &args.request(), args.output),
+    };
     client::converse(async {
         let request = args.request();
         let answer = client::answered(async {

@@ -9,12 +9,14 @@
 mod alerts;
 mod args;
 mod client;
+mod cluster;
 mod completion;
 mod detach;
 mod explain;
 mod mode;
 mod observe;
 mod output;
+mod relay;
 mod render;
 mod status;
 #[cfg(test)]
@@ -31,6 +33,7 @@ use clap::{CommandFactory as _, Parser as _};
 pub use args::{AgentArgs, LogFormat, Mode, Origin, Posture, TcBackend};
 
 use args::{Cli, Command};
+use cluster::Target;
 
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +110,16 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
     }
 }
 
+/// Whether kubectl has called us as its plugin.
+fn is_plugin(name: Option<&OsString>) -> bool {
+    let name = name.map(Path::new).and_then(Path::file_stem);
+    name.is_some_and(|name| name == "kubectl-sekisho" || name == "kubectl_sekisho")
+}
+
 /// The same with given arguments; the first is the program's name.
 pub fn run(args: impl IntoIterator<Item = OsString>, machine: &dyn Machine) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let plugin = is_plugin(args.first());
     let cli = match parse(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -117,15 +128,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>, machine: &dyn Machine) -> E
             return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
         }
     };
+    let target = |cluster| Target::new(&cli.socket, cluster, plugin);
     let result = match &cli.command {
         Command::Agent(args) => return machine.agent(&AgentArgs { socket: cli.socket.clone(), ..args.as_ref().clone() }),
-        Command::Status(args) => status::run(&cli.socket, args),
-        Command::Observe(args) => observe::run(&cli.socket, args),
-        Command::Alerts(args) => alerts::run(&cli.socket, args),
-        Command::Explain(args) => explain::run(&cli.socket, args),
-        Command::Mode(args) => mode::run(&cli.socket, args, machine),
+        Command::Status(args) => status::run(target(&args.cluster), args),
+        Command::Observe(args) => observe::run(target(&args.cluster), args),
+        Command::Alerts(args) => alerts::run(target(&args.cluster), args),
+        Command::Explain(args) => explain::run(target(&args.cluster), args),
+        Command::Mode(args) => mode::run(target(&args.cluster), args, machine),
         Command::Detach(args) => detach::run(args, machine),
         Command::Completion(args) => completion::completion(args),
+        Command::Relay => relay::run(&cli.socket),
         Command::Man(args) => completion::man(args),
     };
     match result {

@@ -7,6 +7,7 @@ use clap::Args;
 use sekisho_proto::{ModeRequest, ModeResponse};
 
 use super::args::{Mode, PIN_DIR};
+use super::cluster::{self, ClusterArgs, Target};
 use super::output::{OutputArgs, Printer};
 use super::{Exit, Failure, Machine, client};
 
@@ -16,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const EXAMPLES: &str = "Examples:
   sekisho mode             which mode is in force
   sekisho mode observe     the kill switch: works also when the agent is dead
+  sekisho mode observe --all-nodes   on every node of the cluster
   sekisho mode enforce     judge and drop again";
 
 /// Arguments of `sekisho mode`.
@@ -30,9 +32,15 @@ pub(super) struct ModeArgs {
     pin_dir: PathBuf,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    pub(super) cluster: ClusterArgs,
 }
 
-pub(super) fn run(socket: &Path, args: &ModeArgs, machine: &dyn Machine) -> Result<Exit, Failure> {
+pub(super) fn run(target: Target<'_>, args: &ModeArgs, machine: &dyn Machine) -> Result<Exit, Failure> {
+    let socket = match target {
+        Target::Socket(socket) => socket,
+        Target::Cluster(cluster) => return cluster::mode(cluster, args.mode.map(Mode::name), args.output),
+    };
     client::converse(async {
         let answer = match (client::answered_within(PATIENCE, ask(socket, args.mode)).await, args.mode) {
             (Ok(answer), _) => answer,

@@ -1,6 +1,5 @@
 //! `sekisho observe`: history, then what comes.
 
-use std::path::Path;
 use std::pin::pin;
 use std::task::Poll;
 
@@ -9,6 +8,7 @@ use prost_types::Timestamp;
 use sekisho_proto::{Filter, FlowsRequest, Kind, Record, Verdict};
 use tonic::Streaming;
 
+use super::cluster::{self, Ask, ClusterArgs, Target};
 use super::output::{OutputArgs, Printer};
 use super::values::{self, Last};
 use super::{Exit, Failure, client, render};
@@ -22,11 +22,15 @@ const EXAMPLES: &str = "Examples:
   sekisho observe --last all --pod shop/web          everything remembered about one pod
   sekisho observe --since 5m --to-pod shop/db --port 5432
   sekisho observe --pod shop/web --from-pod          what that pod opened
+  sekisho observe --all-nodes --follow               every node's, merged by time, through the API server
   sekisho observe --last all -o json --follow        the whole book: every kind, `seq` without a gap
 
 Filters are applied by the agent. A record passes if it matches every option that is given; an option may be given several \
 times or with a comma list, and then any of its values will do. Without a filter, alerts, ledgers and the other records \
-that are not flows are printed as well.";
+that are not flows are printed as well.
+
+Over several nodes: --last counts over all of them. A node that cannot be asked is named on stderr, and the exit code is 1. \
+With --follow it is tried again, and its records are told from where they broke off.";
 
 /// Arguments of `sekisho observe`.
 #[derive(Args, Debug)]
@@ -45,6 +49,8 @@ pub(super) struct ObserveArgs {
     output: OutputArgs,
     #[command(flatten)]
     filter: FilterArgs,
+    #[command(flatten)]
+    pub(super) cluster: ClusterArgs,
 }
 
 /// Which records.
@@ -142,8 +148,12 @@ pub(super) fn history(last: Option<Last>, follow: bool, since: bool) -> (bool, O
     }
 }
 
-pub(super) fn run(socket: &Path, args: &ObserveArgs) -> Result<Exit, Failure> {
+pub(super) fn run(target: Target<'_>, args: &ObserveArgs) -> Result<Exit, Failure> {
     let request = args.request()?;
+    let socket = match target {
+        Target::Socket(socket) => socket,
+        Target::Cluster(cluster) => return cluster::records(cluster, Ask::Flows(request), args.output),
+    };
     client::converse(async {
         let records = client::answered(async {
             let mut client = client::connect(socket).await?;

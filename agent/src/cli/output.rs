@@ -66,6 +66,16 @@ impl Printer {
         self.out.write_all(text.as_bytes()).map_err(|error| closed(&error))
     }
 
+    /// Prints what is no message, such as a table.
+    pub(super) fn text(&mut self, text: &str) -> Result<(), Failure> {
+        writeln!(self.out, "{text}").map_err(|error| closed(&error))
+    }
+
+    /// How it paints.
+    pub(super) fn paint(&self) -> Paint {
+        self.paint
+    }
+
     /// Hands over what was printed.
     pub(super) fn flush(&mut self) -> Result<(), Failure> {
         self.out.flush().map_err(|error| closed(&error))

@@ -1,16 +1,16 @@
 //! `sekisho status`.
 
-use std::path::Path;
-
 use clap::Args;
 use sekisho_proto::StatusRequest;
 
+use super::cluster::{self, ClusterArgs, Target};
 use super::output::{OutputArgs, Printer};
 use super::{Exit, Failure, client, render};
 
 const EXAMPLES: &str = "Examples:
   sekisho status                                   everything at a glance
   sekisho status -o json | jq '.endpoints[] | select(.ready | not)'
+  sekisho status --all-nodes                       a line for each node of the cluster
   until sekisho status >/dev/null; do sleep 1; done  wait until the node is covered
 
 Ready means: a program at both directions of every local pod's interface, and the policy in force. Exit code 0 when ready, 1 when not.";
@@ -21,9 +21,15 @@ Ready means: a program at both directions of every local pod's interface, and th
 pub(super) struct StatusArgs {
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    pub(super) cluster: ClusterArgs,
 }
 
-pub(super) fn run(socket: &Path, args: &StatusArgs) -> Result<Exit, Failure> {
+pub(super) fn run(target: Target<'_>, args: &StatusArgs) -> Result<Exit, Failure> {
+    let socket = match target {
+        Target::Socket(socket) => socket,
+        Target::Cluster(cluster) => return cluster::status(cluster, args.output),
+    };
     client::converse(async {
         let status = client::answered(async {
             let mut client = client::connect(socket).await?;

@@ -277,3 +277,19 @@ fn completion_for_every_shell_and_man_pages_for_every_command() {
     assert!(page.contains("\\-\\-follow") && dir.join("sekisho.1").exists());
     std::fs::remove_dir_all(dir).expect("removed");
 }
+
+#[test]
+fn a_cluster_is_asked_when_a_flag_or_the_name_says_so() {
+    let cluster = |line: &str, plugin: bool| match parse(line).expect(line).command {
+        Command::Observe(args) => matches!(cluster::Target::new(Path::new("/s"), &args.cluster, plugin), cluster::Target::Cluster(_)),
+        other => panic!("not observe: {other:?}"),
+    };
+    assert!(!cluster("observe", false));
+    for line in ["observe --all-nodes", "observe --node a,b", "observe --context c", "observe --kubeconfig /k"] {
+        assert!(cluster(line, false), "{line}");
+    }
+    assert!(cluster("observe", true));
+    assert!(refused("observe --all-nodes --node a").contains("cannot be used with"));
+    assert!(is_plugin(Some(&"/usr/local/bin/kubectl-sekisho".into())));
+    assert!(!is_plugin(Some(&"/usr/local/bin/sekisho".into())) && !is_plugin(None));
+}

@@ -35,7 +35,7 @@ pub(crate) use client::Client;
 pub(crate) use control_plane::{audit_log, kill_api_server, restart_api_server};
 pub(crate) use down::down;
 pub(crate) use images::{PROBE, import};
-pub(crate) use node::give_next;
+pub(crate) use node::{give_next, kubelet};
 pub(crate) use plan::{Cni, Plan, Proxy, node_addresses, node_name, root};
 
 use crate::setup;

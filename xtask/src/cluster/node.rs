@@ -10,7 +10,7 @@ use sekisho_lab::until;
 
 use super::binaries::Programs;
 use super::plan::{self, Cni, Plan};
-use super::site::Site;
+use super::site::{self, Site};
 use super::{cgroups, images, pki};
 
 /// The daemons, in the order in which they start; the first one holds the mounts.
@@ -79,6 +79,11 @@ fn configure(plan: Plan, number: u8, directory: &Path) -> Result<()> {
         fs::write(directory.join(file), text).with_context(|| format!("cannot write {file}"))?;
     }
     Ok(())
+}
+
+/// A node's kubelet.
+pub(crate) fn kubelet(node: &str) -> Result<u32> {
+    site::pid(node, "kubelet").with_context(|| format!("no kubelet runs on {node}"))
 }
 
 /// Lets the CNI give these addresses to the next pod on a node, if they are free then.

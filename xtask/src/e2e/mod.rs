@@ -14,6 +14,7 @@ mod grid;
 mod latency;
 mod life;
 mod nodeport;
+mod plugin;
 mod pods;
 mod probe;
 mod rights;
@@ -47,7 +48,7 @@ struct Stage {
 type Test = (&'static str, fn(&Stage) -> Result<()>);
 
 /// In this order: what is cheap first, what disturbs the cluster last.
-const TESTS: [Test; 16] = [
+const TESTS: [Test; 17] = [
     ("chart::the_real_tools_take_it", chart::the_real_tools_take_it),
     ("chart::metrics_are_served_on_every_node", chart::metrics_are_served_on_every_node),
     ("life::pods_come_and_go_on_both_nodes", life::pods_come_and_go_on_both_nodes),
@@ -58,6 +59,7 @@ const TESTS: [Test; 16] = [
     ("first::a_pods_first_packets_are_judged", first::a_pods_first_packets_are_judged),
     ("services::a_service_is_judged_by_its_backends", services::a_service_is_judged_by_its_backends),
     ("life::a_reused_address_has_its_new_owner", life::a_reused_address_has_its_new_owner),
+    ("plugin::all_nodes_are_asked_and_a_dead_one_is_named", plugin::all_nodes_are_asked_and_a_dead_one_is_named),
     ("faults::a_killed_agent_leaks_and_cuts_nothing", faults::a_killed_agent_leaks_and_cuts_nothing),
     ("upgrade::a_rolling_update_leaks_and_cuts_nothing", upgrade::a_rolling_update_leaks_and_cuts_nothing),
     ("rights::no_capability_can_be_spared", rights::no_capability_can_be_spared),

@@ -7,6 +7,7 @@ mod alert;
 mod dict;
 mod explain;
 mod flow;
+mod nodes;
 mod paint;
 mod peer;
 mod siblings;
@@ -20,6 +21,7 @@ use sekisho_proto::{Kind, Name as _, Record, rfc3339};
 
 pub(super) use dict::dict;
 pub(super) use explain::explanation;
+pub(super) use nodes::nodes;
 pub(super) use paint::Paint;
 pub(super) use status::status;
 

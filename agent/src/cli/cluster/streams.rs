@@ -1,0 +1,180 @@
+//! `observe` and `alerts` over several nodes: lanes, merged by time.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use prost_types::Timestamp;
+use sekisho_proto::{AlertsRequest, FlowsRequest, Record};
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{Notify, mpsc};
+use tonic::{Status, Streaming};
+
+use super::super::client::{Client, run};
+use super::super::output::{OutputArgs, Printer};
+use super::super::render;
+use super::super::{Exit, Failure};
+use super::lanes::{self, Road};
+use super::merge::{Merge, Next, Said};
+use super::{ClusterArgs, places};
+
+/// How long one node's record waits for another's that may be older.
+const WINDOW: Duration = Duration::from_millis(500);
+
+/// What is asked of every node.
+#[derive(Clone, Debug)]
+pub(in crate::cli) enum Ask {
+    /// Records.
+    Flows(FlowsRequest),
+    /// Alerts alone.
+    Alerts(AlertsRequest),
+}
+
+impl Ask {
+    fn follow(&self) -> bool {
+        match self {
+            Self::Flows(request) => request.follow,
+            Self::Alerts(request) => request.follow,
+        }
+    }
+
+    /// How many of the past at most, over all nodes.
+    fn last(&self) -> Option<usize> {
+        let (all, last) = match self {
+            Self::Flows(request) => (request.all, request.last),
+            Self::Alerts(request) => (request.all, request.last),
+        };
+        last.filter(|_| !all).map(|last| usize::try_from(last).unwrap_or(usize::MAX))
+    }
+
+    /// Whether any of the past is asked for.
+    pub(super) fn wants_past(&self) -> bool {
+        match self {
+            Self::Flows(request) => request.all || request.last.map_or(request.since.is_some(), |last| last > 0),
+            Self::Alerts(request) => request.all || request.last.is_some_and(|last| last > 0),
+        }
+    }
+
+    /// Asks for the past alone.
+    pub(super) async fn past(&self, client: &mut Client) -> Result<Streaming<Record>, Status> {
+        let answer = match self {
+            Self::Flows(request) => client.flows(FlowsRequest { follow: false, ..request.clone() }).await,
+            Self::Alerts(request) => client.alerts(AlertsRequest { follow: false, ..*request }).await,
+        };
+        answer.map(tonic::Response::into_inner)
+    }
+
+    /// Asks for what comes; `again`, after some was told already, for everything remembered since that time as well.
+    pub(super) async fn new(&self, client: &mut Client, again: bool, since: Option<Timestamp>) -> Result<Streaming<Record>, Status> {
+        let answer = match self {
+            Self::Flows(request) => {
+                let since = since.or(request.since);
+                client.flows(FlowsRequest { last: None, all: again, since: since.filter(|_| again), follow: true, ..request.clone() }).await
+            }
+            Self::Alerts(_) => client.alerts(AlertsRequest { last: None, all: again, follow: true }).await,
+        };
+        answer.map(tonic::Response::into_inner)
+    }
+}
+
+/// Prints what the nodes tell, merged.
+pub(in crate::cli) fn records(args: &ClusterArgs, ask: Ask, output: OutputArgs) -> Result<Exit, Failure> {
+    run(async {
+        let kube = args.client().await?;
+        let places = places::find(&kube, args).await?;
+        let width = places.iter().map(|place| place.node.len()).max().unwrap_or_default();
+        let road = Road {
+            kube,
+            args: args.clone(),
+            follow: ask.follow(),
+            said: Notify::new(),
+            lost: AtomicBool::new(false),
+            ask: ask.clone(),
+        };
+        let road = Arc::new(road);
+        let lanes = places.into_iter().map(|place| lanes::start(&road, place)).collect();
+        let page = Page { printer: Printer::new(output), width: if args.one() { 0 } else { width } };
+        tokio::select! {
+            printed = print(&road, lanes, page) => printed?,
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        // A node that went away is a hole in what was printed.
+        Ok(if road.lost.load(Ordering::Relaxed) { Exit::NotReady } else { Exit::Done })
+    })
+}
+
+/// Where records go.
+struct Page {
+    printer: Printer,
+    width: usize,
+}
+
+impl Page {
+    fn print(&mut self, record: &Record) -> Result<(), Failure> {
+        let width = self.width;
+        self.printer.print(record, |record, paint| {
+            let line = render::record(record, paint);
+            if width == 0 { line } else { format!("{:<width$} {line}", record.node) }
+        })
+    }
+}
+
+async fn print(road: &Road, mut lanes: Vec<mpsc::Receiver<Said>>, mut page: Page) -> Result<(), Failure> {
+    let mut merge = Merge::new(lanes.len(), WINDOW);
+    // The newest of the past, where not all of it is wanted.
+    let mut newest: Option<VecDeque<Box<Record>>> = road.ask.last().map(|_| VecDeque::new());
+    let most = road.ask.last().unwrap_or(usize::MAX);
+    loop {
+        for (number, lane) in lanes.iter_mut().enumerate() {
+            listen(&mut merge, number, lane);
+        }
+        match merge.next(Instant::now()) {
+            Next::Print(record) => match &mut newest {
+                Some(newest) if !merge.past_is_told() => {
+                    newest.push_back(record);
+                    if newest.len() > most {
+                        newest.pop_front();
+                    }
+                }
+                kept => {
+                    for old in kept.take().into_iter().flatten() {
+                        page.print(&old)?;
+                    }
+                    page.print(&record)?;
+                }
+            },
+            Next::Wait(until) => {
+                if merge.past_is_told() {
+                    for old in newest.take().into_iter().flatten() {
+                        page.print(&old)?;
+                    }
+                }
+                page.printer.flush()?;
+                let said = road.said.notified();
+                match until {
+                    // It does not matter which of the two it was.
+                    Some(moment) => drop(tokio::time::timeout_at(moment.into(), said).await),
+                    None => said.await,
+                }
+            }
+            Next::End => {
+                for old in newest.take().into_iter().flatten() {
+                    page.print(&old)?;
+                }
+                return page.printer.flush();
+            }
+        }
+    }
+}
+
+/// Takes in what a lane has said, as far as the merge wants it.
+fn listen(merge: &mut Merge, number: usize, lane: &mut mpsc::Receiver<Said>) {
+    while merge.wants(number) {
+        match lane.try_recv() {
+            Ok(said) => merge.hear(number, said),
+            Err(TryRecvError::Empty) => return,
+            Err(TryRecvError::Disconnected) => merge.end(number),
+        }
+    }
+}
