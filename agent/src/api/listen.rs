@@ -5,8 +5,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::net::{TcpListener, UnixListener, UnixStream};
+
+use super::tls::Tls;
 
 /// Owner and group may talk to the agent, nobody else.
 const SOCKET_MODE: u32 = 0o660;
@@ -37,7 +40,9 @@ pub enum BindError {
         source: io::Error,
     },
     /// Not a loopback address.
-    #[error("{0} is not a loopback address: --listen takes only 127.0.0.1:PORT or [::1]:PORT, since what it serves is not encrypted")]
+    #[error(
+        "{0} is not a loopback address: --listen takes only 127.0.0.1:PORT or [::1]:PORT, since what it serves is not encrypted; other addresses need --tls-cert, --tls-key and --tls-client-ca"
+    )]
     NotLoopback(SocketAddr),
     /// The port is taken.
     #[error("port {} of {} is in use: give another with --listen", .0.port(), .0.ip())]
@@ -62,6 +67,7 @@ pub fn check_loopback(address: SocketAddr) -> Result<(), BindError> {
 pub struct Listeners {
     pub(super) unix: Option<UnixListener>,
     pub(super) tcp: Option<TcpListener>,
+    pub(super) tls: Option<Arc<Tls>>,
     path: PathBuf,
     inode: u64,
 }
@@ -82,10 +88,15 @@ impl Drop for Listeners {
     }
 }
 
-/// Binds the Unix socket, replacing a stale one, and TCP if asked for.
-pub async fn bind(socket: &Path, listen: Option<SocketAddr>) -> Result<Listeners, BindError> {
+/// Binds the Unix socket, replacing a stale one, and TCP if asked for; without TLS on loopback only.
+pub async fn bind(socket: &Path, listen: Option<SocketAddr>, tls: Option<Tls>) -> Result<Listeners, BindError> {
     let tcp = match listen {
-        Some(address) => Some(bind_tcp(address).await?),
+        Some(address) => {
+            if tls.is_none() {
+                check_loopback(address)?;
+            }
+            Some(bind_tcp(address).await?)
+        }
         None => None,
     };
     make_folder(socket)?;
@@ -94,11 +105,10 @@ pub async fn bind(socket: &Path, listen: Option<SocketAddr>) -> Result<Listeners
     let unix = UnixListener::bind(socket).map_err(failed)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(SOCKET_MODE)).map_err(failed)?;
     let inode = fs::symlink_metadata(socket).map_err(failed)?.ino();
-    Ok(Listeners { unix: Some(unix), tcp, path: socket.to_owned(), inode })
+    Ok(Listeners { unix: Some(unix), tcp, tls: tls.map(Arc::new), path: socket.to_owned(), inode })
 }
 
 async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
-    check_loopback(address)?;
     TcpListener::bind(address).await.map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => BindError::PortInUse(address),
         _ => BindError::Tcp { address, source },

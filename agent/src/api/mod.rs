@@ -1,7 +1,7 @@
 //! What a running agent tells over gRPC: `sekisho.v1`, health and reflection.
 //!
 //! Nouns. An *agent* is what answers; the daemon implements it. *Listeners* are the bound sockets: the Unix socket, which may do
-//! everything, and optionally TCP on loopback, which may only ask. A *selection* is a client's filter, applied here so that a
+//! everything, and optionally TCP, which may only ask: in plain on loopback, elsewhere under TLS with client certificates. A *selection* is a client's filter, applied here so that a
 //! client is sent only what it wants. Every open stream is a reader of the book with a line of its own in the ledger.
 //!
 //! *Probes* are what a kubelet and Prometheus ask over HTTP: alive, ready, metrics.
@@ -17,6 +17,7 @@ mod serve;
 mod service;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ pub use listen::{BindError, Listeners, bind, check_loopback};
 pub use probes::{ProbeError, Probes};
 pub use selection::{FilterError, Selection};
 pub use serve::{ServeError, serve};
+pub use tls::{Tls, TlsError, TlsFiles};
 
 /// What answers. Methods may block for a moment; they are called where that is allowed.
 pub trait Agent: Send + Sync + 'static {

@@ -6,14 +6,14 @@ use std::time::Duration;
 use sekisho_proto::DESCRIPTORS;
 use sekisho_proto::sekisho_server::SekishoServer;
 use tokio::sync::watch;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 
 use super::service::{Reach, Service};
-use super::{Agent, Listeners};
+use super::{Agent, Listeners, tls};
 
 /// How long open streams may take to end once the agent stops.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -41,15 +41,24 @@ pub async fn serve(mut listeners: Listeners, agent: Arc<dyn Agent>, stopped: wat
         router(&agent, Reach::Local, reporter.clone())
             .map(|router| router.serve_with_incoming_shutdown(UnixListenerStream::new(unix), stop(stopped.clone())))
     });
-    let tcp = listeners.tcp.take().map(|tcp| {
-        let incoming = TcpIncoming::from(tcp).with_nodelay(Some(true));
-        router(&agent, Reach::Loopback, reporter.clone()).map(|router| router.serve_with_incoming_shutdown(incoming, stop(stopped.clone())))
-    });
-    let (unix, tcp) = (unix.transpose()?, tcp.transpose()?);
+    let (mut tcp, mut tls) = (None, None);
+    match (listeners.tcp.take(), listeners.tls.take()) {
+        (Some(listener), Some(files)) => {
+            let incoming = ReceiverStream::new(tls::accept(listener, files));
+            tls = Some(router(&agent, Reach::Certified, reporter)?.serve_with_incoming_shutdown(incoming, stop(stopped.clone())));
+        }
+        (Some(listener), None) => {
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            tcp = Some(router(&agent, Reach::Loopback, reporter)?.serve_with_incoming_shutdown(incoming, stop(stopped.clone())));
+        }
+        (None, _) => {}
+    }
+    let unix = unix.transpose()?;
     let all = async {
         let unix = async { if let Some(unix) = unix { unix.await } else { Ok(()) } };
         let tcp = async { if let Some(tcp) = tcp { tcp.await } else { Ok(()) } };
-        tokio::try_join!(unix, tcp).map(|_| ())
+        let tls = async { if let Some(tls) = tls { tls.await } else { Ok(()) } };
+        tokio::try_join!(unix, tcp, tls).map(|_| ())
     };
     let farewell = async {
         stop(stopped.clone()).await;

@@ -29,6 +29,8 @@ pub(super) enum Reach {
     Local,
     /// Every process of this machine: it may ask, and change nothing.
     Loopback,
+    /// Those who have shown a certificate: they may ask, and change nothing.
+    Certified,
 }
 
 /// One listener's service.

@@ -15,6 +15,7 @@ use super::mode::ModeArgs;
 use super::observe::ObserveArgs;
 use super::status::StatusArgs;
 use super::values;
+use crate::api::TlsFiles;
 use crate::inventory::kube::Access;
 
 /// Where the agent listens unless told otherwise.
@@ -108,9 +109,12 @@ pub struct AgentArgs {
     /// Folder on a mounted bpffs for what outlives the agent; made if missing
     #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
     pub pin_dir: PathBuf,
-    /// Serve gRPC over TCP too, on a loopback address only
-    #[arg(long, value_name = "127.0.0.1:PORT", value_parser = values::loopback)]
+    /// Serve gRPC over TCP too: on a loopback address, or under TLS on any
+    #[arg(long, value_name = "127.0.0.1:PORT", value_parser = values::address)]
     pub listen: Option<SocketAddr>,
+    /// Certificates for it.
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Serve Prometheus metrics on /metrics, and /healthz and /readyz, over HTTP
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics: Option<SocketAddr>,
@@ -157,6 +161,28 @@ pub struct AgentArgs {
     /// Level of the log: error, warn, info, debug, trace, or per module as in `info,sekisho::datapath=debug`
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "SEKISHO_LOG", value_parser = values::log_level)]
     pub log_level: String,
+}
+
+/// TLS for --listen: all three or none.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TlsArgs {
+    /// Certificate for --listen, in PEM, those in between included; like the other two it is read again when it is replaced
+    #[arg(long, value_name = "FILE", requires_all = ["listen", "tls_key", "tls_client_ca"])]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Authorities, in PEM: only a client with a certificate of theirs is answered
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    /// The files, where TLS is asked for.
+    pub fn files(&self) -> Option<TlsFiles> {
+        let (certificate, key, client_authority) = (self.tls_cert.clone()?, self.tls_key.clone()?, self.tls_client_ca.clone()?);
+        Some(TlsFiles { certificate, key, client_authority })
+    }
 }
 
 impl AgentArgs {

@@ -30,7 +30,9 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 
-pub use args::{AgentArgs, LogFormat, Mode, Origin, Posture, TcBackend};
+pub use args::{AgentArgs, LogFormat, Mode, Origin, Posture, TcBackend, TlsArgs};
+
+use crate::api::check_loopback;
 
 use args::{Cli, Command};
 use cluster::Target;
@@ -106,6 +108,10 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
     let cli = Cli::try_parse_from(args)?;
     match &cli.command {
         Command::Agent(agent) if agent.source().is_none() => Err(Cli::command().error(ErrorKind::MissingRequiredArgument, NO_SOURCE)),
+        Command::Agent(agent) if agent.tls.files().is_none() => match agent.listen.map(check_loopback) {
+            Some(Err(error)) => Err(Cli::command().error(ErrorKind::ValueValidation, error)),
+            _ => Ok(cli),
+        },
         _ => Ok(cli),
     }
 }

@@ -100,6 +100,12 @@ fn the_agent_as_in_the_contract() {
 }
 
 #[test]
+fn under_tls_the_agent_listens_anywhere() {
+    let args = agent("agent --manifests /tmp --node-name n1 --listen 0.0.0.0:99 --tls-cert c --tls-key k --tls-client-ca a");
+    assert_eq!(args.tls.files().map(|files| files.client_authority), Some("a".into()));
+}
+
+#[test]
 fn the_agent_has_defaults() {
     let args = agent("agent --manifests /tmp --node-name n1");
     assert_eq!((args.mode(), args.tc_backend, args.log_format), (Mode::Enforce, TcBackend::Auto, LogFormat::Text));
@@ -124,6 +130,9 @@ fn the_agent_refuses_in_sentences() {
     assert!(refused("agent --manifests /tmp --kubeconfig /k --node-name n").contains("cannot be used with"));
     assert!(refused("agent --manifests /tmp --node-name n --listen 0.0.0.0:1").contains("not a loopback address"));
     assert!(refused("agent --manifests /tmp --node-name n --listen 10.0.0.1:1").contains("not a loopback address"));
+    assert!(refused("agent --manifests /tmp --node-name n --listen 10.0.0.1:1").contains("--tls-client-ca"));
+    assert!(refused("agent --manifests /tmp --node-name n --listen 127.0.0.1:1 --tls-cert c --tls-key k").contains("--tls-client-ca"));
+    assert!(refused("agent --manifests /tmp --node-name n --tls-cert c --tls-key k --tls-client-ca a").contains("--listen"));
     assert!(refused("agent --manifests /tmp --node-name n --listen here").contains("127.0.0.1:4317"));
     assert!(refused("agent --manifests /tmp --node-name n --mode maybe").contains("observe, audit, enforce"));
     assert!(refused("agent --manifests /tmp --node-name n --memory-budget lots").contains("256Mi"));

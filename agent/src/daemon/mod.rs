@@ -69,7 +69,9 @@ fn run(args: &AgentArgs) -> Result<(), Failure> {
     // Signals are caught from here on, so that an early SIGTERM ends the agent in order.
     let mut signals = runtime.block_on(async { Signals::catch() }).map_err(|e| cannot(&e))?;
     let sink = args.jsonl.as_deref().map(|path| open_jsonl(path, args)).transpose()?;
-    let listeners = runtime.block_on(api::bind(&args.socket, args.listen)).map_err(|e| cannot(&e))?;
+    let tls = args.tls.files().map(api::Tls::load).transpose().map_err(|e| cannot(&e))?;
+    let encrypted = tls.is_some();
+    let listeners = runtime.block_on(api::bind(&args.socket, args.listen, tls)).map_err(|e| cannot(&e))?;
     let probes = args.metrics.map(|address| runtime.block_on(api::Probes::bind(address))).transpose().map_err(|e| cannot(&e))?;
     let (control, commands) = Control::new();
     let pump = Pump::open(args, commands, control.shared())?;
@@ -84,7 +86,7 @@ fn run(args: &AgentArgs) -> Result<(), Failure> {
         .spawn(move || pump.run())
         .map_err(|e| cannot(&format!("a thread does not start: {e}")))?;
     if let Some(address) = listeners.tcp_address() {
-        info!(%address, "serving gRPC on loopback");
+        info!(%address, tls = encrypted, "serving gRPC over TCP");
     }
     info!(node = %args.node_name, mode = %args.mode(), socket = %args.socket.display(), "running");
     let served = runtime.block_on(async {

@@ -15,8 +15,14 @@ use crate::cluster::{control_plane_netns, ensure_helm, ensure_kubeconform, node_
 use crate::workspace::{output, root};
 
 /// Values beside the defaults that change which objects there are.
-const EVERYTHING: [&str; 4] =
-    ["--set", "metrics.service=true,networkPolicy.enabled=true,records.stdout=true,cluster=c1", "--set", "image.pullSecrets[0].name=s"];
+const EVERYTHING: [&str; 6] = [
+    "--set",
+    "metrics.service=true,networkPolicy.enabled=true,records.stdout=true,cluster=c1",
+    "--set",
+    "image.pullSecrets[0].name=s",
+    "--set",
+    "grpc.enabled=true,grpc.tls.secretName=certificates",
+];
 
 pub(super) fn the_real_tools_take_it(stage: &Stage) -> Result<()> {
     let schemas = cluster_root().join("schemas");
@@ -33,6 +39,8 @@ pub(super) fn the_real_tools_take_it(stage: &Stage) -> Result<()> {
     conforms(&schemas, &[&root().join("deploy/kubernetes"), &root().join("deploy/examples")])?;
     let refused = Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(["--set", "mode=loud"]).output()?;
     ensure!(!refused.status.success(), "the schema lets a mode pass that is none");
+    let refused = Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(["--set", "grpc.enabled=true"]).output()?;
+    ensure!(!refused.status.success(), "the schema lets gRPC be served without a certificate");
     // Its definition is the Prometheus operator's, which is not here.
     let monitor = ["--set", "metrics.service=true,metrics.serviceMonitor=true"];
     let text = output(Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(monitor))?;

@@ -28,15 +28,15 @@ async fn the_socket_is_for_owner_and_group_and_goes_with_the_agent() {
 #[tokio::test]
 async fn a_stale_socket_is_replaced_a_live_one_is_not() {
     let folder = Folder::new();
-    let first = bind(&folder.socket(), None).await.expect("a free path");
-    let error = bind(&folder.socket(), None).await.expect_err("taken");
+    let first = bind(&folder.socket(), None, None).await.expect("a free path");
+    let error = bind(&folder.socket(), None, None).await.expect_err("taken");
     assert!(matches!(error, BindError::LiveAgent(_)), "{error}");
     // As after SIGKILL: the file stays, nobody listens.
     let copy = folder.socket().with_extension("kept");
     std::fs::hard_link(folder.socket(), &copy).expect("a link");
     drop(first);
     std::fs::rename(&copy, folder.socket()).expect("a stale socket");
-    bind(&folder.socket(), None).await.expect("the stale socket is replaced");
+    bind(&folder.socket(), None, None).await.expect("the stale socket is replaced");
 }
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn what_is_not_a_socket_is_left_alone() {
     let folder = Folder::new();
     let path = folder.0.join("precious");
     std::fs::write(&path, "data").expect("a file");
-    let error = bind(&path, None).await.expect_err("a file is in the way");
+    let error = bind(&path, None, None).await.expect_err("a file is in the way");
     assert!(matches!(error, BindError::NotSocket(_)), "{error}");
     assert_eq!(std::fs::read_to_string(&path).expect("still there"), "data");
 }
@@ -52,14 +52,14 @@ async fn what_is_not_a_socket_is_left_alone() {
 #[tokio::test]
 async fn tcp_is_loopback_only_and_its_port_must_be_free() {
     let folder = Folder::new();
-    let error = bind(&folder.socket(), Some("0.0.0.0:0".parse().expect("an address"))).await.expect_err("not loopback");
+    let error = bind(&folder.socket(), Some("0.0.0.0:0".parse().expect("an address")), None).await.expect_err("not loopback");
     assert!(matches!(error, BindError::NotLoopback(_)), "{error}");
     assert!(check_loopback("[::1]:1".parse().expect("an address")).is_ok());
     assert!(check_loopback("[::ffff:127.0.0.1]:1".parse().expect("an address")).is_ok());
     assert!(check_loopback("10.0.0.1:1".parse().expect("an address")).is_err());
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("its address");
-    let error = bind(&folder.socket(), Some(address)).await.expect_err("taken");
+    let error = bind(&folder.socket(), Some(address), None).await.expect_err("taken");
     assert!(matches!(error, BindError::PortInUse(_)), "{error}");
     assert!(error.to_string().contains(&address.port().to_string()));
 }

@@ -4,6 +4,7 @@ mod listening;
 mod records;
 mod selecting;
 mod streaming;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -86,10 +87,14 @@ struct Served {
 
 impl Served {
     async fn start(listen: Option<&str>, capacity: usize) -> Self {
+        Self::start_with(listen, None, capacity).await
+    }
+
+    async fn start_with(listen: Option<&str>, tls: Option<Tls>, capacity: usize) -> Self {
         let folder = Folder::new();
         let book = Arc::new(Book::new(capacity));
         let listen = listen.map(|address| address.parse().expect("an address"));
-        let listeners = bind(&folder.socket(), listen).await.expect("free sockets");
+        let listeners = bind(&folder.socket(), listen, tls).await.expect("free sockets");
         let tcp = listeners.tcp_address();
         let (stop, stopped) = watch::channel(false);
         let agent = Arc::new(Memory { book: Arc::clone(&book) });

@@ -116,7 +116,9 @@ pub(in crate::cli) fn mode(args: &ClusterArgs, mode: Option<&str>, output: Outpu
         }
         let exit = conclude(&answers);
         if exit != Exit::Done && mode.is_some() {
-            eprintln!("sekisho: the mode was not set on every node; where no agent answers, `sekisho mode observe` works on the node itself");
+            eprintln!(
+                "sekisho: the mode was not set on every node; where no agent answers, `sekisho mode observe` works on the node itself"
+            );
         }
         Ok(exit)
     })
@@ -176,10 +178,7 @@ fn refusal(answers: &[Answer<ExplainResponse>], request: &ExplainRequest) -> Str
     });
     let elsewhere = |text: &&str| text.contains("another node's agent decides");
     let first = refused.clone().find(|text| !elsewhere(text));
-    first.map_or_else(
-        || format!("neither {} nor {} is a pod of a node whose agent answered", request.from, request.to),
-        str::to_owned,
-    )
+    first.map_or_else(|| format!("neither {} nor {} is a pod of a node whose agent answered", request.from, request.to), str::to_owned)
 }
 
 #[cfg(test)]

@@ -51,7 +51,8 @@ impl Passed {
     /// Whether a record is new; it is noted then.
     fn is_new(&mut self, record: &Record) -> bool {
         let known = record.run == self.run && record.seq <= self.seq;
-        let past = self.run.is_empty() && self.floor.zip(record.time).is_some_and(|(floor, time)| to_nanoseconds(&time) < to_nanoseconds(&floor));
+        let past =
+            self.run.is_empty() && self.floor.zip(record.time).is_some_and(|(floor, time)| to_nanoseconds(&time) < to_nanoseconds(&floor));
         if known || past {
             return false;
         }

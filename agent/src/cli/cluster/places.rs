@@ -102,7 +102,8 @@ pub(super) fn places(pods: &[Pod], nodes: Option<&[Node]>, wanted: &[String]) ->
             *entry = pod;
         }
     }
-    let unready: Vec<&str> = nodes.into_iter().flatten().filter(|node| !is_ready(node)).filter_map(|n| n.metadata.name.as_deref()).collect();
+    let unready: Vec<&str> =
+        nodes.into_iter().flatten().filter(|node| !is_ready(node)).filter_map(|n| n.metadata.name.as_deref()).collect();
     let note = |node: &str, why: String| if unready.contains(&node) { format!("{why}; the node is not ready") } else { why };
     found.into_iter().map(|(node, pod)| Place { node: node.to_owned(), pod: pod.map_err(|why| note(node, why)) }).collect()
 }

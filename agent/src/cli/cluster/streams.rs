@@ -84,14 +84,8 @@ pub(in crate::cli) fn records(args: &ClusterArgs, ask: Ask, output: OutputArgs) 
         let kube = args.client().await?;
         let places = places::find(&kube, args).await?;
         let width = places.iter().map(|place| place.node.len()).max().unwrap_or_default();
-        let road = Road {
-            kube,
-            args: args.clone(),
-            follow: ask.follow(),
-            said: Notify::new(),
-            lost: AtomicBool::new(false),
-            ask: ask.clone(),
-        };
+        let road =
+            Road { kube, args: args.clone(), follow: ask.follow(), said: Notify::new(), lost: AtomicBool::new(false), ask: ask.clone() };
         let road = Arc::new(road);
         let lanes = places.into_iter().map(|place| lanes::start(&road, place)).collect();
         let page = Page { printer: Printer::new(output), width: if args.one() { 0 } else { width } };

@@ -49,8 +49,7 @@ impl Tunnel {
         let api: Api<Pod> = Api::namespaced(kube.clone(), namespace);
         let attach = AttachParams::default().container(CONTAINER).stdin(true).stdout(true).stderr(true).tty(false);
         let attach = attach.max_stdin_buf_size(BUFFER).max_stdout_buf_size(BUFFER);
-        let mut process =
-            api.exec(pod, RELAY, &attach).await.map_err(|e| format!("its agent {pod} cannot be reached: {}", reason(&e)))?;
+        let mut process = api.exec(pod, RELAY, &attach).await.map_err(|e| format!("its agent {pod} cannot be reached: {}", reason(&e)))?;
         let (Some(input), Some(output), Some(errors)) = (process.stdin(), process.stdout(), process.stderr()) else {
             return Err("the API server gave no streams".to_owned());
         };
@@ -61,10 +60,8 @@ impl Tunnel {
             let pipe = pipe.take().ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "the tunnel has ended"));
             std::future::ready(pipe)
         });
-        let endpoint = Endpoint::from_static("http://agent")
-            .http2_keep_alive_interval(PULSE)
-            .keep_alive_timeout(PULSE)
-            .keep_alive_while_idle(true);
+        let endpoint =
+            Endpoint::from_static("http://agent").http2_keep_alive_interval(PULSE).keep_alive_timeout(PULSE).keep_alive_while_idle(true);
         let channel = endpoint.connect_with_connector(connector).await.map_err(|e| e.to_string())?;
         Ok(Self { client: client::over(channel), complaint })
     }
