@@ -379,6 +379,7 @@ impl Pump {
 
     /// Writes down how far this run is, for the next one.
     fn note(&mut self) {
+        self.journal.keep(&self.engine.newly_borne());
         let counters = self.datapath.counters().to_vec();
         self.journal.note_run(&RunState { run: self.header.run.to_string(), seq: self.book.last_seq(), counters });
     }

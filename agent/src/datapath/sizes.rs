@@ -35,7 +35,7 @@ pub(super) fn plan(budget: u64, cpus: u32, page: u32) -> Sizes {
     let answered = lru(9, FLOW);
     let entries = vec![
         ("EMBRYONIC4", lru(12, FLOW)),
-        ("EMBRYONIC6", lru(5, FLOW)),
+        ("EMBRYONIC6", lru(4, FLOW)),
         ("ESTABLISHED4", established),
         ("ESTABLISHED6", hash(11, FLOW)),
         ("ANSWERED4", answered),
@@ -57,7 +57,7 @@ pub(super) fn plan(budget: u64, cpus: u32, page: u32) -> Sizes {
         ("SOCKETS", lru(4, 112)),
         ("LISTENERS", lru(1, 112)),
         ("CLOSING", clamp(share(1, 48).max(4096))),
-        ("JOURNAL", hash(2, 584)),
+        ("JOURNAL", hash(3, 584)),
         ("OWNED", ENDPOINTS),
     ];
     Sizes { entries, ring: ring(budget / 100 * 8 / u64::from(cpus.max(1)), page), established, answered }

@@ -26,6 +26,8 @@ use super::waiting::{Dialled, Translated, Waiting};
 use crate::inventory::ObjectName;
 
 const SECOND: u64 = 1_000_000_000;
+/// How many numbers are remembered as borne.
+const BORNE: usize = 8_192;
 /// For how many flows to Services it is remembered what stands behind: those that had no update yet.
 const TRANSLATIONS: usize = 16_384;
 
@@ -145,6 +147,9 @@ pub struct Engine {
     pub(super) shutting_down: bool,
     /// Totals of [`Engine::on_summarised`] at the last summary, by endpoint index.
     pub(super) summarised: NumberMap<u32, u64>,
+    /// Numbers that records bore lately, and those of them that nobody has asked for yet.
+    pub(super) borne: Recent<u32, ()>,
+    pub(super) newly_borne: Vec<u32>,
     /// Starts that wait for a name or a translation.
     pub(super) waiting: Waiting,
     /// Names have changed since waiting starts were looked at.
@@ -175,6 +180,8 @@ impl Engine {
             work: Vec::new(),
             shutting_down: false,
             summarised: NumberMap::default(),
+            borne: Recent::new(BORNE),
+            newly_borne: Vec::new(),
             waiting: Waiting::default(),
             renamed: false,
             dialled: Vec::new(),
@@ -282,6 +289,8 @@ impl Engine {
         let endpoint = self.endpoints.get(&key.endpoint);
         let instance = if flow.local_instance == 0 { endpoint.map_or(0, |e| e.instance) } else { flow.local_instance };
         let interface = endpoint.and_then(|e| e.interface.clone());
+        self.bears(instance);
+        self.bears(flow.remote_instance);
         let local: Option<Arc<Identity>> = self.attribution.directory.identity(instance, flow.start_ns).cloned();
         let (remote, late_identity) = self.attribution.remote(key, flow);
         FlowRecord {
@@ -302,6 +311,18 @@ impl Engine {
             translated: self.translated(flow_id, flow),
             interface,
         }
+    }
+
+    fn bears(&mut self, instance: u32) {
+        if instance != 0 && self.borne.get(&instance).is_none() {
+            self.borne.insert(instance, ());
+            self.newly_borne.push(instance);
+        }
+    }
+
+    /// Numbers that records have borne since the last call and did not bear lately: the journal must know them.
+    pub fn newly_borne(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.newly_borne)
     }
 
     /// The next record of an open flow: new totals, everything else as it was.

@@ -1,7 +1,7 @@
 //! The journal: numbers (instances) for pods, Service ports and nodes, never given twice, remembered over restarts.
 //!
-//! Nouns. An *instance* is the number the kernel keeps in a flow; an *entry* is what stands behind it. Entries go through a
-//! [`JournalStore`], a pinned map on a real node. An entry stays at least [`TOMBSTONE_NS`] after its object left, and as long as anything in
+//! Nouns. An *instance* is the number the kernel keeps in a flow; an *entry* is what stands behind it. Numbers, and the entries of
+//! those whom flows bear, go through a [`JournalStore`], a pinned map on a real node. An entry stays at least [`TOMBSTONE_NS`] after its object left, and as long as anything in
 //! user space refers to its identity. The journal knows no clock: times are boottimes that the caller passes in.
 //!
 //! Order for the caller: compile (which draws numbers), then [`Journal::refresh`] and hand out the directory, then apply to
@@ -15,6 +15,7 @@ use super::directory::{Directory, Holding, TOMBSTONE_NS};
 use super::journal_entry::{RunState, decode_identity, decode_rule, encode_identity, encode_rule, key, kind, parse_key};
 use super::number::NumberMap;
 use super::record::{Identity, Owner};
+use super::slots::{Slots, digest};
 use super::waiting::range;
 use crate::inventory::{ObjectName, Pod, Snapshot};
 use crate::policy::{Instances, Relevant, RuleRef, identity_number};
@@ -45,6 +46,11 @@ struct Inner {
     /// Next number to give; up to `reserved` the store knows that they may be in use.
     next: u32,
     reserved: u32,
+    slots: Slots,
+    /// Numbers whose entry is in the store.
+    kept: HashSet<u32>,
+    /// When this run began.
+    began: Option<u64>,
     pods: HashMap<Arc<str>, u32>,
     services: HashMap<ObjectName, HashMap<Arc<str>, u32>>,
     nodes: HashMap<Arc<str>, u32>,
@@ -75,6 +81,9 @@ impl Journal {
         let mut inner = Inner {
             next: used + 1,
             reserved: 0,
+            slots: Slots::default(),
+            kept: HashSet::new(),
+            began: None,
             pods: HashMap::new(),
             services: HashMap::new(),
             nodes: HashMap::new(),
@@ -89,6 +98,8 @@ impl Journal {
         for (key, value) in inner.store.load() {
             inner.read(key, &value);
         }
+        let Inner { slots, entries, .. } = &mut inner;
+        slots.settle(|number| entries.contains_key(&number));
         Self { inner: Mutex::new(inner) }
     }
 
@@ -117,6 +128,7 @@ impl Journal {
         boot_ns: u64,
     ) -> Arc<Directory> {
         let mut inner = self.lock();
+        inner.began.get_or_insert(boot_ns);
         let relevant = Relevant::of(snapshot);
         let mut present: HashSet<u32> = HashSet::with_capacity(snapshot.pods.len() + snapshot.nodes.len());
         let mut held: HashMap<IpAddr, u32> = HashMap::new();
@@ -133,6 +145,9 @@ impl Journal {
             let instance = inner.pod(&pod.uid);
             let ips = found.get(&pod.uid).unwrap_or(&pod.ips);
             inner.note_pod(instance, pod, ips, &relevant, boot_ns);
+            if found.contains_key(&pod.uid) {
+                inner.keep(instance);
+            }
             present.insert(instance);
             if !pod.host_network && !pod.finished {
                 held.extend(ips.iter().map(|ip| (*ip, instance)));
@@ -158,10 +173,17 @@ impl Journal {
                 entry.left.get_or_insert(boot_ns);
             }
         }
+        inner.flush();
         inner.hold(&held, boot_ns);
         inner.note_rules(rules, boot_ns);
         inner.expire(boot_ns);
         Arc::new(inner.directory(boot_ns))
+    }
+
+    /// Flows bear these numbers: whose they are must be known also after a restart.
+    pub fn keep(&self, instances: &[u32]) {
+        let mut inner = self.lock();
+        instances.iter().for_each(|instance| inner.keep(*instance));
     }
 
     /// What rule numbers mean, those of an earlier run included; in order of their numbers.
@@ -214,9 +236,11 @@ impl Inner {
                 self.next = self.next.max(number + 1);
                 if let Some(identity) = decode_identity(number, value) {
                     self.number_of(&identity.owner, number);
+                    self.kept.insert(number);
                     self.entries.insert(number, Entry { identity: Arc::new(identity), earlier: Vec::new(), left: None });
                 }
             }
+            kind::PAGE => self.next = self.next.max(self.slots.read(number, value) + 1),
             _ => {}
         }
     }
@@ -236,14 +260,19 @@ impl Inner {
         }
     }
 
-    /// The next free number. The store first learns that it may be in use.
-    fn draw(&mut self) -> u32 {
+    /// An owner's number: that of an earlier run, else the next free one. The store first learns that it may be in use.
+    fn draw(&mut self, owner: &[&str]) -> u32 {
+        let digest = digest(owner);
+        if let Some(number) = self.slots.claim(&digest) {
+            return number;
+        }
         let number = self.next;
         self.next += 1;
         if number >= self.reserved {
             self.reserved = number + RESERVE;
             self.store.put(key(kind::META, 0), &self.reserved.to_le_bytes());
         }
+        self.slots.enter(&digest, number);
         number
     }
 
@@ -251,7 +280,7 @@ impl Inner {
         if let Some(number) = self.pods.get(uid) {
             return *number;
         }
-        let number = self.draw();
+        let number = self.draw(&["pod", uid]);
         self.pods.insert(uid.into(), number);
         number
     }
@@ -260,7 +289,7 @@ impl Inner {
         if let Some(number) = self.services.get(service).and_then(|ports| ports.get(port)) {
             return *number;
         }
-        let number = self.draw();
+        let number = self.draw(&["service", &service.0, &service.1, port]);
         self.services.entry(service.clone()).or_default().insert(port.into(), number);
         number
     }
@@ -269,7 +298,7 @@ impl Inner {
         if let Some(number) = self.nodes.get(name) {
             return *number;
         }
-        let number = self.draw();
+        let number = self.draw(&["node", name]);
         self.nodes.insert(name.into(), number);
         number
     }
@@ -307,8 +336,23 @@ impl Inner {
                 self.entries.insert(instance, entry);
             }
         }
-        let text = encode_identity(&self.entries[&instance].identity);
-        self.store.put(key(kind::IDENTITY, instance), &text);
+        if self.kept.remove(&instance) {
+            self.keep(instance);
+        }
+    }
+
+    /// Writes an entry into the store, if it is not there already.
+    fn keep(&mut self, instance: u32) {
+        if let Some(entry) = self.entries.get(&instance)
+            && self.kept.insert(instance)
+        {
+            self.store.put(key(kind::IDENTITY, instance), &encode_identity(&entry.identity));
+        }
+    }
+
+    fn flush(&mut self) {
+        let Self { slots, store, .. } = self;
+        slots.flush(&mut **store);
     }
 
     /// Makes `held` the holders of addresses; who lost one leaves a tombstone.
@@ -352,7 +396,11 @@ impl Inner {
             holdings.retain(|h| !over(h.until, TOMBSTONE_NS));
             !holdings.is_empty()
         });
-        let Self { entries, rules, store, pods, services, nodes, .. } = self;
+        // Who has not been seen for so long since this run began will not come.
+        if self.began.is_some_and(|began| boot_ns.saturating_sub(began) >= TOMBSTONE_NS) {
+            self.slots.forget_unclaimed();
+        }
+        let Self { entries, rules, store, pods, services, nodes, slots, kept, .. } = self;
         rules.retain(|id, rule| {
             let keep = !over(rule.left, RULE_KEPT_NS);
             if !keep {
@@ -365,7 +413,10 @@ impl Inner {
             // Directories leave it out once its time is over, so what still refers to it is a record or an open flow.
             let keep = !over(entry.left, TOMBSTONE_NS) || Arc::strong_count(&entry.identity) > 1;
             if !keep {
-                store.remove(key(kind::IDENTITY, *instance));
+                if kept.remove(instance) {
+                    store.remove(key(kind::IDENTITY, *instance));
+                }
+                slots.leave(*instance);
                 match &entry.identity.owner {
                     Owner::Pod { uid, .. } => drop(pods.remove(uid)),
                     Owner::Node { name } => drop(nodes.remove(name)),
@@ -382,6 +433,7 @@ impl Inner {
             }
             keep
         });
+        slots.flush(&mut **store);
     }
 
     fn directory(&self, boot_ns: u64) -> Directory {

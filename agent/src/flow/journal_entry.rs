@@ -21,6 +21,7 @@ pub(super) mod kind {
     pub(in crate::flow) const IDENTITY: u8 = 1;
     pub(in crate::flow) const RULE: u8 = 2;
     pub(in crate::flow) const RUN: u8 = 3;
+    pub(in crate::flow) const PAGE: u8 = 4;
 }
 
 /// The store's key of an entry.

@@ -64,6 +64,7 @@ fn numbers_and_names_survive_a_restart() {
     let node = journal.node("node-1");
     assert!(web > 40 && service > web && node > service, "above what the kernel uses");
     refresh(&journal, &[pod("web-1", "uid-1", "10.0.0.1")], SECOND);
+    journal.keep(&[web, service, node]);
     drop(journal);
 
     let journal = Journal::open(Box::new(store), 0);
@@ -73,6 +74,37 @@ fn numbers_and_names_survive_a_restart() {
     assert_eq!(name(&directory, node, SECOND).as_deref(), Some("node-1"));
     assert_eq!((journal.pod("uid-1"), journal.node("node-1")), (web, node));
     assert!(journal.pod("uid-2") > node, "no number is given twice");
+}
+
+#[test]
+fn a_cluster_is_remembered_by_number_and_whom_flows_bear_by_name() {
+    let store = MemoryStore::default();
+    let journal = Journal::open(Box::new(store.clone()), 0);
+    let many: Vec<Pod> = (0..1000).map(|i| pod(&format!("p{i}"), &format!("uid-{i}"), &format!("10.1.{}.{}", i / 250, i % 250))).collect();
+    refresh(&journal, &many, SECOND);
+    let numbers: Vec<u32> = many.iter().map(|pod| journal.pod(&pod.uid)).collect();
+    journal.keep(&[numbers[3], numbers[500]]);
+    let written = store.0.lock().unwrap().len();
+    assert!(written < 1000 / 20, "{written} values");
+    drop(journal);
+
+    // Half of them left while nobody looked.
+    let journal = Journal::open(Box::new(store.clone()), 0);
+    assert_eq!(name(&journal.directory(SECOND), numbers[3], SECOND).as_deref(), Some("p3"));
+    let directory = refresh(&journal, &many[500..], 2 * SECOND);
+    assert!(many[500..].iter().zip(&numbers[500..]).all(|(pod, number)| journal.pod(&pod.uid) == *number));
+    assert_eq!(name(&directory, numbers[700], SECOND).as_deref(), Some("p700"), "the cluster says the name again");
+    assert_eq!(name(&directory, numbers[3], SECOND).as_deref(), Some("p3"), "who left is known if a flow bore it");
+    assert_eq!(name(&directory, numbers[4], SECOND), None);
+
+    // Their places are taken by others, their numbers never.
+    drop(directory);
+    drop(journal.expire(3 * SECOND + TOMBSTONE_NS));
+    let before = store.0.lock().unwrap().len();
+    let new: Vec<Pod> = (0..400).map(|i| pod(&format!("n{i}"), &format!("new-{i}"), &format!("10.2.{}.{}", i / 250, i % 250))).collect();
+    refresh(&journal, &[&many[500..], &new].concat(), 4 * SECOND + TOMBSTONE_NS);
+    assert!(new.iter().all(|pod| journal.pod(&pod.uid) > numbers[999]));
+    assert_eq!(store.0.lock().unwrap().len(), before);
 }
 
 #[test]
@@ -115,6 +147,7 @@ fn entries_go_ten_minutes_after_their_pod_but_not_while_someone_refers_to_them()
     let number = journal.pod("uid-1");
     let held = directory.identity(number, 0).unwrap().clone();
     drop(directory);
+    journal.keep(&[number]);
     let kept = || store.0.lock().unwrap().values().any(|v| v.windows(5).any(|w| w == b"uid-1"));
     refresh(&journal, &[], SECOND);
     drop(journal.expire(TOMBSTONE_NS));

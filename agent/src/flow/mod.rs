@@ -18,6 +18,7 @@ mod number;
 mod project;
 mod recent;
 mod record;
+mod slots;
 mod sweep;
 mod waiting;
 
