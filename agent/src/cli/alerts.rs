@@ -36,7 +36,7 @@ pub(super) fn run(target: Target<'_>, args: &AlertsArgs) -> Result<Exit, Failure
     let request = AlertsRequest { last, all, follow: args.follow };
     let socket = match target {
         Target::Socket(socket) => socket,
-        Target::Cluster(cluster) => return cluster::records(cluster, Ask::Alerts(request), args.output),
+        Target::Cluster(cluster) => return cluster::records(cluster, &Ask::Alerts(request), args.output),
     };
     client::converse(async {
         let records = client::answered(async {

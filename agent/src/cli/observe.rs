@@ -152,7 +152,7 @@ pub(super) fn run(target: Target<'_>, args: &ObserveArgs) -> Result<Exit, Failur
     let request = args.request()?;
     let socket = match target {
         Target::Socket(socket) => socket,
-        Target::Cluster(cluster) => return cluster::records(cluster, Ask::Flows(request), args.output),
+        Target::Cluster(cluster) => return cluster::records(cluster, &Ask::Flows(request), args.output),
     };
     client::converse(async {
         let records = client::answered(async {

@@ -233,7 +233,9 @@ impl UsedIds {
 /// Notes the numbers that flows bear. A read that fails half-way leaves numbers unnoted; the journal still knows them.
 fn note<K: Plain>(table: &Table<K, Flow>, buffers: &mut Buffers<K, Flow>, used: &mut UsedIds) {
     let result = table.read(buffers, &mut |_, flows| {
-        flows.iter().for_each(|flow| used.note_flow(flow));
+        for flow in flows {
+            used.note_flow(flow);
+        }
     });
     if let Err(error) = result {
         tracing::warn!(%error, "a flow table could not be read; numbers in use may be re-used");

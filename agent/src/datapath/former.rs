@@ -219,7 +219,7 @@ impl Former {
             };
             let mut shares = vec![0u8; map.shape.value];
             if *slot < map.shape.max && map.look_up(&slot.to_ne_bytes(), &mut shares)? {
-                *sum = shares.chunks_exact(8).fold(*sum, |sum, share| sum.wrapping_add(number(share)));
+                *sum = shares.as_chunks::<8>().0.iter().fold(*sum, |sum, share| sum.wrapping_add(number(share)));
             }
             let mut more = [0u8; 8];
             if let Some(before) = &before

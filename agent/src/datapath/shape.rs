@@ -68,7 +68,7 @@ impl Shape {
             let words: Vec<&str> = line.splitn(4, ' ').collect();
             match words[..] {
                 ["type", name, size] => {
-                    last = name.to_owned();
+                    name.clone_into(&mut last);
                     shape.types.insert(last.clone(), Type { size: size.parse().unwrap_or(0), fields: Vec::new() });
                 }
                 ["field", name, offset, kind] => {

@@ -183,7 +183,9 @@ impl Journal {
     /// Flows bear these numbers: whose they are must be known also after a restart.
     pub fn keep(&self, instances: &[u32]) {
         let mut inner = self.lock();
-        instances.iter().for_each(|instance| inner.keep(*instance));
+        for instance in instances {
+            inner.keep(*instance);
+        }
     }
 
     /// What rule numbers mean, those of an earlier run included; in order of their numbers.

@@ -138,7 +138,7 @@ impl Lane {
         }
         // What came since the past was told, or since the break.
         let again = *told || road.ask.wants_past();
-        let new = match road.ask.new(&mut tunnel.client, again, self.passed.since()).await {
+        let new = match road.ask.coming(&mut tunnel.client, again, self.passed.since()).await {
             Ok(new) => new,
             Err(status) => return Err(tunnel.why(&status).await),
         };

@@ -113,10 +113,9 @@ impl Merge {
             return if ended { Next::End } else { Next::Wait(None) };
         };
         match self.holds_up(arrived) {
-            Hold::Not => {}
             Hold::Forever => return Next::Wait(None),
             Hold::Until(moment) if moment > now => return Next::Wait(Some(moment)),
-            Hold::Until(_) => {}
+            Hold::Not | Hold::Until(_) => {}
         }
         match self.lanes[first].head.take() {
             Some(head) => Next::Print(head.record),

@@ -24,6 +24,7 @@ const WINDOW: Duration = Duration::from_millis(500);
 
 /// What is asked of every node.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a command has one")]
 pub(in crate::cli) enum Ask {
     /// Records.
     Flows(FlowsRequest),
@@ -66,7 +67,7 @@ impl Ask {
     }
 
     /// Asks for what comes; `again`, after some was told already, for everything remembered since that time as well.
-    pub(super) async fn new(&self, client: &mut Client, again: bool, since: Option<Timestamp>) -> Result<Streaming<Record>, Status> {
+    pub(super) async fn coming(&self, client: &mut Client, again: bool, since: Option<Timestamp>) -> Result<Streaming<Record>, Status> {
         let answer = match self {
             Self::Flows(request) => {
                 let since = since.or(request.since);
@@ -79,7 +80,7 @@ impl Ask {
 }
 
 /// Prints what the nodes tell, merged.
-pub(in crate::cli) fn records(args: &ClusterArgs, ask: Ask, output: OutputArgs) -> Result<Exit, Failure> {
+pub(in crate::cli) fn records(args: &ClusterArgs, ask: &Ask, output: OutputArgs) -> Result<Exit, Failure> {
     run(async {
         let kube = args.client().await?;
         let places = places::find(&kube, args).await?;
