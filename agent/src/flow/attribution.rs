@@ -118,9 +118,12 @@ impl Attribution {
         if flow.remote_instance != 0 {
             return (self.directory.identity(flow.remote_instance, flow.start_ns).cloned(), false);
         }
-        let late = self.directory.late(address(&key.remote), flow.start_ns).cloned();
-        let is_late = late.is_some();
-        (late, is_late)
+        let remote = address(&key.remote);
+        let mut late = self.directory.late(remote, flow.start_ns);
+        if late.is_none() && flow.opened == layout::UNKNOWN {
+            late = self.directory.former(remote, flow.start_ns);
+        }
+        (late.cloned(), late.is_some())
     }
 
     /// Why the flow was decided as it was; `None` where no policy had a say.

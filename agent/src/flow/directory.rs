@@ -58,24 +58,34 @@ impl Directory {
         self.identities.get(&instance)
     }
 
-    /// Who had `address` at `boot_ns`, for a flow whose verdict did not know: an owner of that time, tombstones
-    /// included, or one whose name came only a little later. Never a later owner of a used address.
+    /// Who had `address` at `boot_ns`, for a flow whose verdict did not know: an owner of that time, or one whose name came
+    /// only a little later. Never a later owner of a used address, and never one that had left: between two owners it is
+    /// not known whose a new flow is.
     pub fn late(&self, address: IpAddr, boot_ns: u64) -> Option<&Arc<Identity>> {
-        let former = self.tombstones.get(&address).map_or(&[][..], Vec::as_slice);
-        let all = former.iter().chain(self.by_address.get(&address));
-        let mut best = None;
-        for holding in all {
+        let mut used = false;
+        for holding in self.holdings(address) {
             let begun = holding.since <= boot_ns;
             let ended = holding.until.is_some_and(|until| until <= boot_ns);
             match (begun, ended) {
                 (true, false) => return Some(&holding.identity),
-                // Late packets of an owner that left.
-                (true, true) if holding.until.is_some_and(|u| boot_ns - u < TOMBSTONE_NS) => best = Some(&holding.identity),
-                (false, _) if best.is_none() && holding.since - boot_ns <= LATE_NS => return Some(&holding.identity),
-                _ => {}
+                (true, true) => used = true,
+                (false, _) if !used && holding.since - boot_ns <= LATE_NS => return Some(&holding.identity),
+                (false, _) => {}
             }
         }
-        best
+        None
+    }
+
+    /// Who had `address` last before `boot_ns`: whose the late packets of a connection are that began before.
+    pub fn former(&self, address: IpAddr, boot_ns: u64) -> Option<&Arc<Identity>> {
+        let left = |holding: &&Holding| holding.until.is_some_and(|until| until <= boot_ns && boot_ns - until < TOMBSTONE_NS);
+        self.holdings(address).filter(left).last().map(|holding| &holding.identity)
+    }
+
+    /// Everyone who had `address`, oldest first.
+    fn holdings(&self, address: IpAddr) -> impl Iterator<Item = &Holding> {
+        let former = self.tombstones.get(&address).map_or(&[][..], Vec::as_slice);
+        former.iter().chain(self.by_address.get(&address))
     }
 
     /// Whether an owner may soon be known of an address that has none.
