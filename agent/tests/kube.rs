@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use kube_server::{Cluster, Objects};
 use sekisho::inventory::kube::{Access, Source};
-use sekisho::inventory::{Snapshot, files};
+use sekisho::inventory::{About, Notice, Snapshot, files};
 use serde_json::{Value, json};
 
 /// Waits until `is` holds of the newest snapshot.
@@ -146,7 +146,7 @@ fn the_api_server_and_the_same_manifests_give_the_same_snapshot() -> Result<()> 
     for (_, object) in &before {
         objects.create(object)?;
     }
-    let source = Source::start(&Access::Kubeconfig(cluster.config()?))?;
+    let source = Source::start(&Access::Kubeconfig(cluster.config()?), "n1")?;
     until(&source, Duration::from_secs(20), |_| true)?;
     for (_, object) in &after {
         objects.create(object)?;
@@ -184,7 +184,7 @@ fn a_server_that_was_away_and_lost_its_history_is_caught_up_with() -> Result<()>
     for object in shop() {
         objects.create(&object)?;
     }
-    let source = Source::start(&Access::Kubeconfig(cluster.config()?))?;
+    let source = Source::start(&Access::Kubeconfig(cluster.config()?), "n1")?;
     let before = until(&source, Duration::from_secs(20), |s| s.policies.len() == 2)?;
     ensure!(source.state().stale_since.is_none(), "{:?}", source.state());
 
@@ -233,7 +233,7 @@ fn an_unreachable_server_is_said_and_waited_for() -> Result<()> {
     let mut cluster = Cluster::start()?;
     let config = cluster.config()?;
     cluster.kill_api();
-    let source = Source::start(&Access::Kubeconfig(config))?;
+    let source = Source::start(&Access::Kubeconfig(config), "n1")?;
     std::thread::sleep(Duration::from_secs(1));
     let state = source.state();
     ensure!(!state.synced && state.stale_since.is_some() && state.error.is_some(), "{state:?}");
@@ -241,6 +241,107 @@ fn an_unreachable_server_is_said_and_waited_for() -> Result<()> {
     cluster.start_api()?;
     until(&source, Duration::from_secs(8), |s| s.namespaces.contains_key("default"))?;
     Ok(())
+}
+
+#[test]
+#[ignore = "needs etcd and kube-apiserver; run by `cargo xtask e2e`"]
+fn notices_become_events_and_repeats_are_counted() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let objects = cluster.objects()?;
+    for object in shop() {
+        objects.create(&object)?;
+    }
+    let source = Source::start(&Access::Kubeconfig(cluster.config()?), "n1")?;
+    let second = Source::start(&Access::Kubeconfig(cluster.config()?), "n2")?;
+    until(&source, Duration::from_secs(20), |s| s.policies.len() == 2)?;
+    let about = |kind, namespace: &str, name: &str| About { kind, namespace: namespace.into(), name: name.into(), uid: Some("u1".into()) };
+    let notice = |about, reason: &str, shared| Notice {
+        about,
+        reason: reason.to_owned(),
+        action: "Test",
+        text: "関所 ".repeat(500),
+        series: String::new(),
+        shared,
+    };
+    for _ in 0..3 {
+        source.notify(notice(about("Pod", "a", "db"), "ScanVertical", false));
+    }
+    // Every node says it, and it is there once.
+    for source in [&source, &second] {
+        source.notify(notice(about("NetworkPolicy", "b", "deny"), "Refused", true));
+        source.notify(notice(about("Node", "", "n1"), "PolicyNotInForce", false));
+    }
+    // Nobody minds that this namespace is not there.
+    source.notify(notice(about("Pod", "nowhere", "db"), "ScanVertical", false));
+    let count = |name: &str| source.notices().iter().find(|(outcome, _)| *outcome == name).map_or(0, |(_, n)| *n);
+    let since = Instant::now();
+    while count("written") < 4 || count("failed") < 1 || second.notices()[0].1 < 2 {
+        ensure!(since.elapsed() < Duration::from_secs(20), "{:?} {:?}", source.notices(), second.notices());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let events = objects.list("events.k8s.io/v1", "Event")?;
+    let of = |reason: &str| events.iter().filter(|event| event["reason"] == reason).collect::<Vec<_>>();
+    let scans = of("ScanVertical");
+    ensure!(scans.len() == 1 && scans[0]["series"]["count"] == 2, "{scans:#?}");
+    ensure!(scans[0]["regarding"]["uid"] == "u1" && scans[0]["metadata"]["namespace"] == "a", "{scans:#?}");
+    ensure!(of("Refused").len() == 1 && of("PolicyNotInForce").len() == 2, "{events:#?}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs etcd and kube-apiserver, and root; run by `cargo xtask e2e`"]
+fn objects_beyond_all_measure_are_read_and_put_in_force() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let objects = cluster.objects()?;
+    for object in shop() {
+        objects.create(&object)?;
+    }
+    let agent = agent::Running::start(&cluster.config()?, "n1")?;
+    agent.until(Duration::from_secs(30), |status| status["source"]["synced"] == true && status["policy"]["policies"] == 2)?;
+    let labels: serde_json::Map<String, Value> = (0..5000).map(|n| (format!("label-{n:04}"), "x".repeat(63).into())).collect();
+    let mut large = pod("a", "large", "10.0.0.9");
+    large["metadata"]["labels"] = Value::Object(labels);
+    objects.create(&large)?;
+    let ports: Vec<Value> = (1..=10_000).map(|n| json!({"port": n * 3, "protocol": if n % 2 == 0 { "TCP" } else { "UDP" }})).collect();
+    let mut wide = policy("a", "wide", "db");
+    wide["spec"]["podSelector"] = json!({});
+    wide["spec"]["ingress"][0]["ports"] = Value::Array(ports);
+    objects.create(&wide)?;
+    let mut all = policy("a", "all", "db");
+    let everyone = json!({"from": [{"namespaceSelector": {}, "podSelector": {}}, {"ipBlock": {"cidr": "0.0.0.0/0"}}]});
+    all["spec"] = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": vec![everyone; 1000]});
+    objects.create(&all)?;
+    let mut odd = pod("a", "odd", "10.0.0.10");
+    odd["metadata"]["annotations"] = json!({"sekisho.dev/allow-sources": "x".repeat(100_000)});
+    objects.create(&odd)?;
+    let status = agent.until(Duration::from_secs(30), |status| {
+        status["policy"]["policies"] == 4 && status["endpoints"].as_array().is_some_and(|all| all.len() == 4)
+    })?;
+    let refused = status["refused"].as_array().map(Vec::as_slice).unwrap_or_default();
+    ensure!(refused.len() == 1, "{refused:?}");
+    let text = refused[0].as_str().unwrap_or_default();
+    ensure!(text.starts_with("Pod a/odd, metadata.annotations[sekisho.dev/allow-sources]") && text.len() < 500, "{text}");
+    // In force or not, never half: what cannot be is said of the node.
+    let unready: Vec<&str> = status["unready"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    ensure!(
+        unready.iter().all(|why| why.starts_with("a/") || why.starts_with("b/")),
+        "only pods without processes are not ready: {unready:?}"
+    );
+    let ignored = |objects: &Objects| -> Result<usize> {
+        Ok(objects.list("events.k8s.io/v1", "Event")?.iter().filter(|event| event["reason"] == "AnnotationIgnored").count())
+    };
+    let since = Instant::now();
+    while ignored(&objects)? != 1 {
+        ensure!(since.elapsed() < Duration::from_secs(10), "no Event says that the annotation is not used");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for object in [&large, &wide, &all, &odd] {
+        objects.delete(object)?;
+    }
+    agent.until(Duration::from_secs(30), |status| {
+        status["policy"]["policies"] == 2 && status["refused"].as_array().is_some_and(Vec::is_empty)
+    })?;
+    agent.stop()
 }
 
 /// Memory of this process now, in bytes.
@@ -265,7 +366,7 @@ fn twenty_thousand_pods_are_read_in_time_and_kept_small() -> Result<()> {
     println!("written in {:?}", started.elapsed());
     let before = resident();
     let started = Instant::now();
-    let source = Source::start(&Access::Kubeconfig(cluster.config()?))?;
+    let source = Source::start(&Access::Kubeconfig(cluster.config()?), "n1")?;
     let snapshot = until(&source, Duration::from_secs(120), |_| true)?;
     let (took, grown) = (started.elapsed(), resident().saturating_sub(before));
     ensure!(snapshot.pods.len() == PODS && snapshot.policies.len() == 1000, "{} pods", snapshot.pods.len());

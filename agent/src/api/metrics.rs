@@ -72,6 +72,7 @@ impl Collector for Moment {
             "Look-ups of what stands behind a Service's address, by outcome",
             by("outcome", &status.translations),
         )?;
+        counters(out, "events", "Events for the API server, by outcome", by("outcome", &status.events))?;
         status.ledger.as_ref().map_or(Ok(()), |ledger| self::ledger(out, ledger))
     }
 }

@@ -7,6 +7,7 @@
 mod control;
 mod kernel;
 mod logging;
+mod notices;
 mod policy;
 mod pump;
 mod status;

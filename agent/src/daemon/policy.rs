@@ -81,7 +81,7 @@ impl Pump {
             instances: &self.journal,
         });
         let near: HashSet<Address> = self.known.values().flatten().map(|ip| policy::mapped(*ip)).collect();
-        compiled.fit(self.datapath.room_for_addresses(), |address| near.contains(address));
+        compiled.fit(self.datapath.room_for_addresses(), &self.args.node_name, |address| near.contains(address));
         let now = now(&mut self.datapath);
         let directory = self.journal.refresh(&self.snapshot, &self.known, &compiled.rules, now.boot_ns);
         self.set_directory(directory);
@@ -101,6 +101,7 @@ impl Pump {
             Err(e) => {
                 error!("{e}");
                 self.compiler.take_back();
+                self.notice_refused(&e.to_string());
                 self.refused = Some(e.to_string());
                 self.tell_policy("refused", Some(e.to_string()));
             }
@@ -113,7 +114,8 @@ impl Pump {
     fn warn_anew(&self, compiled: &Compiled) {
         let before = self.compiled.as_ref().map_or(&[][..], |c| &c.warnings);
         for warning in compiled.warnings.iter().filter(|w| !before.contains(w)) {
-            warn!("{warning}");
+            warn!("{}", warning.text);
+            self.notice_warning(warning);
         }
     }
 

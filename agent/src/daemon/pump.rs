@@ -237,6 +237,7 @@ impl Pump {
             self.set_directory(directory);
         }
         for alert in self.detector.tick(&now) {
+            self.notice_alert(&alert);
             self.engine.push(Body::Alert(Arc::new(alert)));
         }
         self.engine.flush(&self.book, &now);
@@ -435,7 +436,7 @@ fn open_source(args: &AgentArgs) -> Result<Source, Failure> {
     let cannot = |e: &dyn std::fmt::Display| Failure::new(Exit::CannotRun, e);
     match args.source() {
         Some(Origin::Folder(folder)) => Ok(Source::Files(files::Source::start(&folder).map_err(|e| cannot(&e))?)),
-        Some(Origin::Cluster(access)) => Ok(Source::Kube(kube::Source::start(&access).map_err(|e| cannot(&e))?)),
+        Some(Origin::Cluster(access)) => Ok(Source::Kube(kube::Source::start(&access, &args.node_name).map_err(|e| cannot(&e))?)),
         None => Err(Failure::new(Exit::Usage, "neither manifests nor an API server to learn the cluster from")),
     }
 }

@@ -68,6 +68,7 @@ impl Pump {
             counters: named.map(|(slot, name)| ((*name).to_owned(), counters[*slot as usize])).collect(),
             suppressed: self.detector.suppressed().into_iter().map(|((kind, why), n)| (format!("{kind}.{why}"), n)).collect(),
             translations: self.translations(),
+            events: self.source.notices().into_iter().map(|(outcome, n)| (outcome.to_owned(), n)).collect(),
         }
     }
 

@@ -6,10 +6,12 @@
 pub mod files;
 pub mod kube;
 mod manifest;
+mod notice;
 mod published;
 mod selector;
 mod source;
 
+pub use notice::{About, Notice};
 pub use selector::{Labels, Requirement, Selector};
 pub use source::{Source, SourceState};
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::{Snapshot, files, kube};
+use super::{Notice, Snapshot, files, kube};
 
 /// Where the inventory comes from.
 pub enum Source {
@@ -40,6 +40,22 @@ impl Source {
         match self {
             Self::Files(source) => source.changed(generation, timeout),
             Self::Kube(source) => source.changed(generation, timeout),
+        }
+    }
+
+    /// Puts a notice at its object, where there is a place for it. Never waits.
+    pub fn notify(&self, notice: Notice) {
+        match self {
+            Self::Files(_) => {}
+            Self::Kube(source) => source.notify(notice),
+        }
+    }
+
+    /// What became of notices, by outcome.
+    pub fn notices(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Self::Files(_) => Vec::new(),
+            Self::Kube(source) => source.notices(),
         }
     }
 

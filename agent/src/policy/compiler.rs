@@ -19,7 +19,7 @@ use super::rows::{Class, NamedPorts, View};
 use super::services::{Dialled, dialled};
 use super::sets::{Numbered, Numbers, Ports, Set, named, set};
 use super::{EndpointPolicy, Input, RuleRef, Tables, UsedIds, mapped};
-use crate::inventory::{Labels, NetworkPolicy, Node, Pod, Snapshot};
+use crate::inventory::{About, Labels, NetworkPolicy, Node, Pod, Snapshot};
 
 /// Compiles snapshots, one after the other.
 pub struct Compiler {
@@ -48,6 +48,17 @@ pub struct Stats {
     pub left_out: usize,
 }
 
+/// What a person should know of a compile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// The object that it is about.
+    pub about: About,
+    /// One word in camel case.
+    pub reason: &'static str,
+    /// One sentence.
+    pub text: String,
+}
+
 /// One compile's outcome.
 pub struct Compiled {
     /// For the kernel.
@@ -55,7 +66,7 @@ pub struct Compiled {
     /// What rule numbers mean, those of the last compile included.
     pub rules: HashMap<u32, RuleRef>,
     /// What a person should know.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Warning>,
     /// Sizes.
     pub stats: Stats,
     pub(super) explainer: Explainer,
@@ -99,6 +110,7 @@ impl Compiler {
         let mut warnings = Vec::new();
         let by_namespace = policies_by_namespace(input.snapshot);
         let (sets, selecting, policies) = self.endpoints(input, &by_namespace, &mut out);
+        unjudged(input, &by_namespace, &mut warnings);
         let live = self.live_sets(&sets);
         let mut work = Addresses::of(input, &live, &self.numbers);
         work.pods(&mut self.classes, &mut out, &mut warnings);
@@ -196,7 +208,7 @@ impl Compiler {
         classes: &HashMap<u32, Arc<Class>>,
         services: &[(Dialled<'_>, u32)],
         out: &mut Tables,
-        warnings: &mut Vec<String>,
+        warnings: &mut Vec<Warning>,
     ) {
         let mut said = BTreeSet::new();
         for (number, set) in live {
@@ -228,10 +240,15 @@ impl Compiler {
         let mut names = BTreeSet::new();
         names.extend(said.into_iter().map(|index| {
             let service = &services[index].0;
-            format!("Service {}/{} port {}", service.service.namespace, service.service.name, service.service_port.label())
+            (service.service.namespace.clone(), service.service.name.clone(), service.service_port.label())
         }));
-        warnings.extend(names.into_iter().map(|name| {
-            format!("{name}: policy allows some of its backends and denies others to some pods of this node; those may not use it at all")
+        warnings.extend(names.into_iter().map(|(namespace, name, port)| Warning {
+            text: format!(
+                "Service {namespace}/{name} port {port}: policy allows some of its backends and denies others to some pods of this node; \
+                 those may not use it at all"
+            ),
+            about: About { kind: "Service", namespace, name, uid: None },
+            reason: "BackendsDiffer",
         }));
     }
 }
@@ -240,6 +257,35 @@ impl Compiler {
 pub(super) type ByNamespace = BTreeMap<Arc<str>, Vec<Arc<NetworkPolicy>>>;
 /// Policies that select pods with a namespace and labels.
 pub(super) type Selecting = HashMap<(Arc<str>, Labels), Arc<[Arc<NetworkPolicy>]>>;
+
+/// Says of policies that they select pods of this node which NetworkPolicy does not cover.
+fn unjudged(input: &Input<'_>, by_namespace: &ByNamespace, warnings: &mut Vec<Warning>) {
+    let mut said = BTreeSet::new();
+    for pod in local_pods(input).filter(|pod| pod.host_network) {
+        let policies = by_namespace.get(&pod.namespace).into_iter().flatten();
+        for policy in policies.filter(|policy| policy.pod_selector.matches(&pod.labels)) {
+            if said.insert(Arc::as_ptr(policy)) {
+                let NetworkPolicy { namespace, name, uid, .. } = &**policy;
+                warnings.push(Warning {
+                    about: About { kind: "NetworkPolicy", namespace: namespace.clone(), name: name.clone(), uid: uid.clone() },
+                    reason: "PodsNotCovered",
+                    text: format!(
+                        "NetworkPolicy {namespace}/{name} selects {}, which uses the node's network: its flows are recorded, not judged",
+                        full_name(pod)
+                    ),
+                });
+            }
+        }
+    }
+}
+
+fn about_pod(pod: &Pod) -> About {
+    About { kind: "Pod", namespace: pod.namespace.clone(), name: pod.name.clone(), uid: Some(pod.uid.clone()) }
+}
+
+fn full_name(pod: &Pod) -> String {
+    format!("{}/{}", pod.namespace, pod.name)
+}
 
 fn policies_by_namespace(snapshot: &Snapshot) -> ByNamespace {
     let mut by_namespace = ByNamespace::new();
@@ -310,7 +356,7 @@ impl<'i, 'a> Addresses<'i, 'a> {
         self.class(classes, Class::Address { selectors, named: NamedPorts::new() })
     }
 
-    fn pods(&mut self, classes: &mut Interner<Class>, out: &mut Tables, warnings: &mut Vec<String>) {
+    fn pods(&mut self, classes: &mut Interner<Class>, out: &mut Tables, warnings: &mut Vec<Warning>) {
         let snapshot = self.input.snapshot;
         let mut groups = Groups::default();
         let pods: Vec<(&Arc<Pod>, usize)> = snapshot
@@ -328,10 +374,11 @@ impl<'i, 'a> Addresses<'i, 'a> {
             let found = self.input.found.contains_key(&pod.uid);
             for address in pod_addresses(self.input, pod) {
                 if let Some(other) = self.owners.get(address) {
-                    warnings.push(format!(
-                        "pods {}/{} and {}/{} both have the address {address}",
-                        other.namespace, other.name, pod.namespace, pod.name
-                    ));
+                    warnings.push(Warning {
+                        about: about_pod(pod),
+                        reason: "AddressTaken",
+                        text: format!("pods {} and {} both have the address {address}", full_name(other), full_name(pod)),
+                    });
                     // What is seen in a pod's namespace is true; a status may be late.
                     if self.input.found.contains_key(&other.uid) && !found {
                         continue;

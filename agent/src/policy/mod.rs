@@ -22,7 +22,7 @@ mod sets;
 #[cfg(test)]
 mod tests;
 
-pub use compiler::{Compiled, Compiler, Stats};
+pub use compiler::{Compiled, Compiler, Stats, Warning};
 pub use identity::{Relevant, identity_number};
 
 use std::collections::HashMap;

@@ -1,16 +1,18 @@
 //! What the kernel's table of addresses can do without, where a cluster has more of them than the table has room for.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use sekisho_core::layout::{Address, address_flags};
 
-use super::{Compiled, Tables};
+use super::{Compiled, Tables, Warning};
+use crate::inventory::About;
 
 impl Compiled {
     /// Where there are more than `room` addresses, leaves out those of pods that no rule tells apart from the networks that
     /// hold them: without the entry the kernel finds the same class. What is lost is that the pod's identity is frozen with
     /// its first packet; its name is then looked up by address. Addresses that pass `keep` stay.
-    pub fn fit(&mut self, room: usize, keep: impl Fn(&Address) -> bool) {
+    pub fn fit(&mut self, room: usize, node: &str, keep: impl Fn(&Address) -> bool) {
         let before = self.tables.addresses.len();
         if before <= room {
             return;
@@ -29,10 +31,14 @@ impl Compiled {
         }
         self.stats.left_out = left_out.len();
         if !left_out.is_empty() {
-            self.warnings.push(format!(
+            // As events of nodes bear it.
+            let name: Arc<str> = node.into();
+            let text = format!(
                 "the kernel's table has room for {room} addresses, and the cluster has more: pods that no policy tells apart are left out, \
                  and their names are looked up by address; raise --memory-budget to have all of them frozen at capture"
-            ));
+            );
+            let about = About { kind: "Node", namespace: Arc::default(), name: name.clone(), uid: Some(name) };
+            self.warnings.push(Warning { about, reason: "AddressTableSmall", text });
         }
     }
 }

@@ -28,6 +28,7 @@ impl Message for StatusResponse {
         object.counts("counters", &self.counters);
         object.counts("suppressed", &self.suppressed);
         object.counts("translations", &self.translations);
+        object.counts("events", &self.events);
         object.message("source", self.source.as_ref());
     }
 }

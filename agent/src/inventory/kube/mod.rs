@@ -4,10 +4,12 @@
 //! kind, whole after a relist. The *link* knows whether the server is being reached: when it is not, the last snapshot stays
 //! in force and its age is told. Events that come close together become one snapshot.
 //!
-//! It runs on a thread of its own and asks the server for nothing but list and watch. What an object means is not decided here
+//! It runs on a thread of its own, asks the server for nothing but list and watch, and writes nothing but Events. What an object means is not decided here
 //! but where manifests are read, so that both sources agree.
 
 mod connect;
+mod desk;
+mod events;
 mod resource;
 mod store;
 mod table;
@@ -33,8 +35,9 @@ use tokio::sync::{mpsc as channel, oneshot};
 pub use connect::Access;
 
 use super::published::Published;
-use super::{Snapshot, SourceState};
+use super::{Notice, Snapshot, SourceState};
 use connect::Link;
+use events::Tally;
 use resource::Kind;
 use store::{Event, Store};
 
@@ -44,6 +47,8 @@ const GATHER: Duration = Duration::from_millis(3);
 const LONGEST_GATHER: Duration = Duration::from_millis(25);
 /// Events between a watch and the store.
 const QUEUE: usize = 1024;
+/// Notices that wait to be written.
+const NOTICES: usize = 256;
 
 /// Why the API server cannot be the source. That it does not answer is no reason: it may come back.
 #[derive(Debug, thiserror::Error)]
@@ -72,39 +77,44 @@ pub struct Source {
     published: Arc<Published>,
     link: Arc<Link>,
     synced: Arc<AtomicBool>,
+    notices: channel::Sender<Notice>,
+    tally: Arc<Tally>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Source {
-    /// Starts watching. Returns once the credentials are read, long before the first list is complete.
-    pub fn start(access: &Access) -> Result<Self, SourceError> {
+    /// Starts watching, for `node`. Returns once the credentials are read, long before the first list is complete.
+    pub fn start(access: &Access, node: &str) -> Result<Self, SourceError> {
         let (published, link, synced) = (Arc::<Published>::default(), Arc::<Link>::default(), Arc::<AtomicBool>::default());
         let (stop, stopped) = oneshot::channel();
         let (ready, started) = mpsc::channel();
-        let access = access.clone();
-        let theirs = (published.clone(), link.clone(), synced.clone());
+        let (access, node) = (access.clone(), node.to_owned());
+        let (notices, to_write) = channel::channel(NOTICES);
+        let tally = Arc::<Tally>::default();
+        let theirs = (published.clone(), link.clone(), synced.clone(), notices.clone(), tally.clone());
         let run = move || {
             let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
                 Err(e) => return drop(ready.send(Err(SourceError::Thread(e.to_string())))),
             };
             runtime.block_on(async move {
-                let (published, link, synced) = theirs;
+                let (published, link, synced, notices, tally) = theirs;
                 let client = match connect::config(&access).await.and_then(|config| describe(config, &link)) {
                     Ok(client) => client,
                     Err(e) => return drop(ready.send(Err(e))),
                 };
                 drop(ready.send(Ok(())));
+                tokio::spawn(events::write(client.clone(), node, to_write, tally));
                 tokio::select! {
-                    () = keep(client, &link, &published, &synced) => {}
+                    () = keep(client, &link, &published, &synced, &notices) => {}
                     _ = stopped => {}
                 }
             });
         };
         let thread = std::thread::Builder::new().name("inventory".into()).spawn(run).map_err(|e| SourceError::Thread(e.to_string()))?;
         started.recv().map_err(|e| SourceError::Thread(e.to_string()))??;
-        Ok(Self { published, link, synced, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { published, link, synced, notices, tally, stop: Some(stop), thread: Some(thread) })
     }
 
     /// The state in force.
@@ -115,6 +125,19 @@ impl Source {
     /// Waits until the state is another one than `generation`, at most `timeout`; then the state in force.
     pub fn changed(&self, generation: u64, timeout: Duration) -> Arc<Snapshot> {
         self.published.changed(generation, timeout)
+    }
+
+    /// Writes an Event. Never waits: what finds no room is counted.
+    pub fn notify(&self, notice: Notice) {
+        if self.notices.try_send(notice).is_err() {
+            self.tally.failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What became of notices, by outcome.
+    pub fn notices(&self) -> Vec<(&'static str, u64)> {
+        let Tally { written, suppressed, failed } = &*self.tally;
+        [("written", written), ("suppressed", suppressed), ("failed", failed)].map(|(name, n)| (name, n.load(Ordering::Relaxed))).into()
     }
 
     /// Whether it is synced and reached.
@@ -139,7 +162,7 @@ fn describe(config: Config, link: &Arc<Link>) -> Result<Client, SourceError> {
 }
 
 /// Watches, gathers and publishes, for good.
-async fn keep(client: Client, link: &Arc<Link>, published: &Published, synced: &AtomicBool) {
+async fn keep(client: Client, link: &Arc<Link>, published: &Published, synced: &AtomicBool, notices: &channel::Sender<Notice>) {
     let started = Instant::now();
     let (sender, mut events) = channel::channel(QUEUE);
     let start = |kind: Kind| {
@@ -159,6 +182,10 @@ async fn keep(client: Client, link: &Arc<Link>, published: &Published, synced: &
     let mut store = Store::default();
     while let Some(first) = events.recv().await {
         gather(&mut store, first, &mut events).await;
+        for notice in store.notices() {
+            // A flood of them is cut off anyway.
+            let _full = notices.try_send(notice);
+        }
         let Some(snapshot) = store.snapshot() else { continue };
         if !synced.load(Ordering::Acquire) {
             tracing::info!(

@@ -151,8 +151,12 @@ pub(super) struct Arrived {
     pub(super) name: ObjectName,
     /// `metadata.resourceVersion`; 0 where it is no number. Of two versions of a kind, the higher is the newer.
     pub(super) version: u64,
+    /// `metadata.uid`.
+    pub(super) uid: Option<Arc<str>>,
     /// What it says, or what is wrong with it.
     pub(super) object: Result<Object, String>,
+    /// What is passed over in it.
+    pub(super) ignored: Option<String>,
 }
 
 /// An [`Arrived`] as kube's watcher takes it.
@@ -181,12 +185,38 @@ fn read(kind: Kind, value: &Value) -> (Arrived, Option<String>) {
     let written = text("resourceVersion");
     let version = written.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0);
     let bare = (text("namespace").unwrap_or_default(), text("name").unwrap_or_default());
-    let (name, object) = match object::object(&root, kind.version(), kind.name()) {
+    let (uid, mut ignored) = (text("uid"), None);
+    let mut outcome = object::object(&root, kind.version(), kind.name());
+    if let Err(e) = &outcome
+        && e.path.contains(OURS)
+    {
+        // Whoever may annotate a pod must not be able to hide it.
+        ignored = Some(e.to_string());
+        outcome = object::object(&At::root(&without_ours(value)), kind.version(), kind.name());
+    }
+    let (name, object) = match outcome {
         Ok(Some((key, object))) => ((key.namespace, key.name), Ok(object)),
         Ok(None) => (bare, Err("this kind is not read".to_owned())),
         Err(e) => (bare, Err(e.to_string())),
     };
-    (Arrived { name, version, object }, written.map(|v| String::from(&*v)))
+    (Arrived { name, version, uid, object, ignored }, written.map(|v| String::from(&*v)))
+}
+
+/// How annotations that are for us begin.
+const OURS: &str = "sekisho.dev/";
+
+/// The object without annotations that are for us: the API server lets any text through in them.
+fn without_ours(value: &Value) -> Value {
+    let mut value = value.clone();
+    if let Some(Value::Map(annotations)) = inside(&mut value, "metadata").and_then(|metadata| inside(metadata, "annotations")) {
+        annotations.retain(|(name, _)| !name.starts_with(OURS));
+    }
+    value
+}
+
+fn inside<'a>(value: &'a mut Value, field: &str) -> Option<&'a mut Value> {
+    let Value::Map(fields) = value else { return None };
+    fields.iter_mut().find(|(name, _)| **name == *field).map(|(_, value)| value)
 }
 
 impl<K: Watched> Resource for Sent<K> {

@@ -11,7 +11,7 @@ use super::table::Table;
 use super::texts::Texts;
 use crate::inventory::manifest::object::Object;
 use crate::inventory::manifest::owners::{Owner, top};
-use crate::inventory::{EndpointSlice, Namespace, NetworkPolicy, Node, ObjectName, Pod, Service, Snapshot, Workload};
+use crate::inventory::{About, EndpointSlice, Namespace, NetworkPolicy, Node, Notice, ObjectName, Pod, Service, Snapshot, Workload};
 
 /// What a watch tells.
 #[derive(Debug)]
@@ -44,6 +44,7 @@ pub(super) struct Store {
     /// ReplicaSets and Jobs whose owner is another one since the last snapshot.
     moved: HashSet<(&'static str, ObjectName)>,
     texts: Texts,
+    notices: Vec<Notice>,
     snapshot: Arc<Snapshot>,
 }
 
@@ -159,10 +160,17 @@ impl Store {
     }
 
     fn apply(&mut self, kind: Kind, arrived: Arrived, listed: bool) {
-        let Arrived { name, version, object } = arrived;
+        let Arrived { name, version, uid, object, ignored } = arrived;
         match object {
-            Ok(object) => self.put(kind, name, version, object, listed),
-            Err(why) => self.refuse(kind, name, version, &why),
+            Ok(object) => {
+                self.put(kind, name.clone(), version, object, listed);
+                match ignored {
+                    Some(what) => self.ignore(&name, uid, version, &what),
+                    None if kind == Kind::Pod => self.pods.unremark(&name),
+                    None => {}
+                }
+            }
+            Err(why) => self.refuse(kind, name, uid, version, &why),
         }
     }
 
@@ -255,8 +263,29 @@ impl Store {
         Arc::new(slice)
     }
 
-    fn refuse(&mut self, kind: Kind, name: ObjectName, version: u64, why: &str) {
+    /// A pod is in force without what is wrong in its annotations.
+    fn ignore(&mut self, name: &ObjectName, uid: Option<Arc<str>>, version: u64, what: &str) {
+        let text = format!("{}, {what}", label(Kind::Pod, name));
+        if self.pods.remark(name.clone(), version, text.clone()) {
+            tracing::error!("annotation passed over: {text}");
+            self.notice(Kind::Pod, name, uid, "AnnotationIgnored", format!("{what}; the annotation is not used"));
+        }
+    }
+
+    /// What an operator should find at the object.
+    fn notice(&mut self, kind: Kind, (namespace, name): &ObjectName, uid: Option<Arc<str>>, reason: &str, text: String) {
+        let about = About { kind: kind.name(), namespace: namespace.clone(), name: name.clone(), uid };
+        self.notices.push(Notice { about, reason: reason.to_owned(), action: "Read", series: text.clone(), text, shared: true });
+    }
+
+    /// Notices since the last call.
+    pub(super) fn notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    fn refuse(&mut self, kind: Kind, name: ObjectName, uid: Option<Arc<str>>, version: u64, why: &str) {
         let text = format!("{}, {why}", label(kind, &name));
+        let about = name.clone();
         let news = match kind {
             Kind::Namespace => self.namespaces.refuse(name.1, version, text.clone()),
             Kind::Pod => self.pods.refuse(name, version, text.clone()),
@@ -269,6 +298,7 @@ impl Store {
         };
         if news {
             tracing::error!("object refused: {text}; its previous version, if there was one, stays in force");
+            self.notice(kind, &about, uid, "Refused", format!("{why}; Sekisho keeps the previous version in force, if there was one"));
         }
     }
 

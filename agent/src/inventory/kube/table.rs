@@ -11,6 +11,8 @@ pub(super) struct Table<K, V> {
     live: Arc<BTreeMap<K, V>>,
     versions: HashMap<K, u64>,
     refused: BTreeMap<K, String>,
+    /// What was last said of objects that are in force all the same.
+    remarked: BTreeMap<K, String>,
     relist: Option<Relist<K, V>>,
     synced: bool,
     changed: bool,
@@ -24,7 +26,15 @@ struct Relist<K, V> {
 
 impl<K, V> Default for Table<K, V> {
     fn default() -> Self {
-        Self { live: Arc::default(), versions: HashMap::new(), refused: BTreeMap::new(), relist: None, synced: false, changed: false }
+        Self {
+            live: Arc::default(),
+            versions: HashMap::new(),
+            refused: BTreeMap::new(),
+            remarked: BTreeMap::new(),
+            relist: None,
+            synced: false,
+            changed: false,
+        }
     }
 }
 
@@ -75,6 +85,7 @@ impl<K: Ord + Hash + Clone, V: Clone + PartialEq> Table<K, V> {
     pub(super) fn finish(&mut self) {
         let Some(relist) = self.relist.take() else { return };
         self.synced = true;
+        self.remarked.retain(|key, _| relist.live.contains_key(key));
         self.versions = relist.versions;
         if *self.live != relist.live {
             self.live = Arc::new(relist.live);
@@ -119,12 +130,33 @@ impl<K: Ord + Hash + Clone, V: Clone + PartialEq> Table<K, V> {
         news
     }
 
+    /// Something is wrong with an object that is in force all the same; `true` if that is news. To be called after it was put.
+    pub(super) fn remark(&mut self, key: K, version: u64, what: String) -> bool {
+        let news = self.remarked.get(&key) != Some(&what);
+        if let Some(relist) = &mut self.relist {
+            relist.refused.insert(key.clone(), what.clone());
+        } else {
+            if self.is_old(&key, version) {
+                return false;
+            }
+            self.changed |= self.refused.insert(key.clone(), what.clone()).as_ref() != Some(&what);
+        }
+        self.remarked.insert(key, what);
+        news
+    }
+
+    /// Nothing is wrong with it any more.
+    pub(super) fn unremark(&mut self, key: &K) {
+        self.remarked.remove(key);
+    }
+
     /// An object is gone.
     pub(super) fn remove(&mut self, key: &K, version: u64) {
         if self.is_old(key, version) {
             return;
         }
         self.versions.remove(key);
+        self.remarked.remove(key);
         self.changed |= self.refused.remove(key).is_some();
         if self.live.contains_key(key) {
             Arc::make_mut(&mut self.live).remove(key);

@@ -272,3 +272,81 @@ fn a_pods_workload_follows_owners_that_come_later_or_go() {
     store.take(Kind::ReplicaSet, Event::Delete(Arrived { version: 61, ..object(3).1 }));
     assert_eq!(workload(&mut store), "ReplicaSet web-7d");
 }
+
+#[test]
+fn what_is_refused_is_noticed_once_at_its_object() {
+    let (mut store, _) = listed();
+    let bad = r#"{"metadata": {"name": "deny", "namespace": "shop", "uid": "p1", "resourceVersion": "40"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"sector": {}}]}]}}"#;
+    store.take(Kind::NetworkPolicy, Event::Apply(arrived(Kind::NetworkPolicy, bad)));
+    let notices = store.notices();
+    assert_eq!(notices.len(), 1);
+    let about = &notices[0].about;
+    assert_eq!((about.kind, &*about.namespace, &*about.name, about.uid.as_deref()), ("NetworkPolicy", "shop", "deny", Some("p1")));
+    assert!(notices[0].shared && notices[0].text.contains("spec.ingress[0].from[0].sector"), "{notices:?}");
+    list(&mut store, Kind::NetworkPolicy, vec![arrived(Kind::NetworkPolicy, bad), object(9).1]);
+    assert_eq!(store.notices(), [], "the same once more is no news");
+}
+
+#[test]
+fn a_pod_cannot_hide_behind_its_annotations() {
+    let mut store = empty();
+    let odd = |version: u32, phase: &str| {
+        let json = CLUSTER[1]
+            .1
+            .replace(r#""labels""#, r#""annotations": {"sekisho.dev/allow-sources": "all of them"}, "labels""#)
+            .replace(r#""resourceVersion": "20""#, &format!(r#""resourceVersion": "{version}""#))
+            .replace("Running", phase);
+        arrived(Kind::Pod, &json)
+    };
+    store.take(Kind::Pod, Event::Apply(odd(50, "Running")));
+    let snapshot = store.snapshot().expect("a pod");
+    let pod = &snapshot.pods[&("shop".into(), "web-7d-abc".into())];
+    assert!(pod.allow_sources.is_empty() && !pod.ips.is_empty());
+    assert!(snapshot.refused[0].contains("Pod shop/web-7d-abc, metadata.annotations[sekisho.dev/allow-sources]"), "{:?}", snapshot.refused);
+    let notices = store.notices();
+    assert_eq!((notices.len(), &*notices[0].reason, notices[0].about.kind), (1, "AnnotationIgnored", "Pod"));
+    // Its later versions and relists say nothing new; without the annotation, or without the pod, nothing is left of it.
+    store.take(Kind::Pod, Event::Apply(odd(51, "Failed")));
+    assert!(store.snapshot().expect("finished").pods.values().all(|pod| pod.finished));
+    list(&mut store, Kind::Pod, vec![odd(52, "Failed")]);
+    assert_eq!(store.notices(), []);
+    assert!(store.snapshot().is_none_or(|s| s.refused.len() == 1));
+    store.take(Kind::Pod, Event::Apply(Arrived { version: 53, ..object(1).1 }));
+    assert_eq!(store.snapshot().expect("well").refused, Vec::<String>::new());
+}
+
+#[test]
+fn a_pod_keeps_its_addresses_to_its_end() {
+    let mut store = empty();
+    let mut version = 100;
+    let mut last: Arc<std::collections::BTreeMap<_, Arc<crate::inventory::Pod>>> = Arc::default();
+    let mut seen = |store: &mut Store, change: &dyn Fn(&str) -> String| {
+        version += 1;
+        let json = change(CLUSTER[1].1).replace(r#""resourceVersion": "20""#, &format!(r#""resourceVersion": "{version}""#));
+        store.take(Kind::Pod, Event::Apply(arrived(Kind::Pod, &json)));
+        let newer = store.snapshot();
+        let pods = newer.map_or_else(|| last.clone(), |snapshot| snapshot.pods.clone());
+        last.clone_from(&pods);
+        let pod = pods.values().next().expect("the pod").clone();
+        (pod.ips.len(), pod.finished, pod.host_network)
+    };
+    // Init containers at work, restarting, terminating: all the same.
+    assert_eq!(seen(&mut store, &|json| json.replace("Running", "Pending")), (2, false, false));
+    assert_eq!(seen(&mut store, &|json| json.to_owned()), (2, false, false));
+    assert_eq!(
+        seen(&mut store, &|json| json.replace(r#""uid""#, r#""deletionTimestamp": "2026-01-01T00:00:00Z", "uid""#)),
+        (2, false, false)
+    );
+    assert_eq!(seen(&mut store, &|json| json.replace("Running", "Unknown")), (2, false, false));
+    for phase in ["Succeeded", "Failed"] {
+        assert_eq!(seen(&mut store, &|json| json.replace("Running", phase)), (2, true, false));
+    }
+    // The node's addresses, not announced ones.
+    let host = |json: &str| {
+        json.replace(r#""nodeName""#, r#""hostNetwork": true, "nodeName""#)
+            .replace(r#""labels""#, r#""annotations": {"cni.projectcalico.org/podIPs": "10.9.9.9/32"}, "labels""#)
+            .replace(r#""podIPs": [{"ip": "10.0.0.7"}, {"ip": "fd00::7"}]"#, r#""podIPs": []"#)
+    };
+    assert_eq!(seen(&mut store, &host), (0, false, true));
+}

@@ -233,7 +233,7 @@ proptest! {
         let compiled = compile(&mut Compiler::new(UsedIds::default()), &snapshot, &Numbers::default());
         let mut small = compile(&mut Compiler::new(UsedIds::default()), &snapshot, &Numbers::default());
         let near: HashSet<_> = snapshot.pods.values().filter(|pod| pod.node.as_deref() == Some("n1")).flat_map(|pod| &pod.ips).map(|ip| mapped(*ip)).collect();
-        small.fit(0, |address| near.contains(address));
+        small.fit(0, "n1", |address| near.contains(address));
         for (pod, direction, remote, protocol, port) in questions(&snapshot) {
             let whole = ask(&compiled.tables, &pod.uid, direction, remote, protocol, port);
             let found = ask(&small.tables, &pod.uid, direction, remote, protocol, port);
@@ -244,7 +244,7 @@ proptest! {
         prop_assert!(gone.iter().all(|address| !near.contains(*address)));
         let stay = compiled.tables.addresses.len();
         let mut fits = compile(&mut Compiler::new(UsedIds::default()), &snapshot, &Numbers::default());
-        fits.fit(stay, |_| false);
+        fits.fit(stay, "n1", |_| false);
         prop_assert_eq!(fits.stats.left_out, 0, "where there is room nobody goes");
     }
 }

@@ -220,6 +220,9 @@ fn named_ports_resolve_on_the_destination() {
 fn host_network_pods_are_neither_subject_nor_peer() {
     let w = world(&[("a", "{podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}")]);
     assert!(!w.decide("host", 1, "db", "80/tcp").0.isolated);
+    let [said] = &w.compiled.warnings[..] else { panic!("{:?}", w.compiled.warnings) };
+    assert_eq!((said.about.kind, &*said.about.name, said.reason), ("NetworkPolicy", "a", "PodsNotCovered"));
+    assert!(said.text.contains("default/host"), "{said:?}");
     assert!(!w.ingress("web", "192.168.0.1", "80/tcp") && !w.ingress("web", "192.168.0.2", "80/tcp") && w.ingress("web", "web2", "80/tcp"));
 }
 

@@ -48,7 +48,7 @@ fn mixed_backends_are_denied_with_a_warning() {
     let (found, decision) = w.decide("client", EGRESS, "10.96.0.1", "80/tcp");
     assert!(!found.allowed);
     assert!(decision.warning.as_ref().is_some_and(|w| w.contains("default/web")), "{decision:?}");
-    assert!(w.compiled.warnings.iter().any(|w| w.contains("default/web port 80")), "{:?}", w.compiled.warnings);
+    assert!(w.compiled.warnings.iter().any(|w| w.text.contains("default/web port 80")), "{:?}", w.compiled.warnings);
 }
 
 #[test]
