@@ -151,7 +151,7 @@ fn addresses(host: u16) -> [IpAddr; 2] {
 }
 
 /// The addresses of a node's pods: network and length.
-pub(super) fn pod_networks(number: u8) -> [(IpAddr, u8); 2] {
+pub(crate) fn pod_networks(number: u8) -> [(IpAddr, u8); 2] {
     let v4 = Ipv4Addr::new(10, 244, number, 0);
     let v6 = Ipv6Addr::new(0xfd00, 0x244, 0, u16::from(number), 0, 0, 0, 0);
     [(v4.into(), 24), (v6.into(), 64)]

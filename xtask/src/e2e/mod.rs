@@ -8,15 +8,19 @@
 mod agents;
 mod api;
 mod chart;
+mod events;
 mod faults;
 mod first;
 mod grid;
+mod kinds;
 mod latency;
 mod life;
 mod nodeport;
+mod odd;
 mod plugin;
 mod pods;
 mod probe;
+mod reuse;
 mod rights;
 mod scenarios;
 mod services;
@@ -48,7 +52,7 @@ struct Stage {
 type Test = (&'static str, fn(&Stage) -> Result<()>);
 
 /// In this order: what is cheap first, what disturbs the cluster last.
-const TESTS: [Test; 17] = [
+const TESTS: [Test; 21] = [
     ("chart::the_real_tools_take_it", chart::the_real_tools_take_it),
     ("chart::metrics_are_served_on_every_node", chart::metrics_are_served_on_every_node),
     ("life::pods_come_and_go_on_both_nodes", life::pods_come_and_go_on_both_nodes),
@@ -60,6 +64,10 @@ const TESTS: [Test; 17] = [
     ("services::a_service_is_judged_by_its_backends", services::a_service_is_judged_by_its_backends),
     ("life::a_reused_address_has_its_new_owner", life::a_reused_address_has_its_new_owner),
     ("plugin::all_nodes_are_asked_and_a_dead_one_is_named", plugin::all_nodes_are_asked_and_a_dead_one_is_named),
+    ("reuse::two_hundred_owners_of_one_address", reuse::two_hundred_owners_of_one_address),
+    ("kinds::every_kind_of_pod_keeps_its_address_to_its_end", kinds::every_kind_of_pod_keeps_its_address_to_its_end),
+    ("events::what_an_operator_should_know_is_an_event", events::what_an_operator_should_know_is_an_event),
+    ("odd::objects_that_the_server_lets_through_do_no_harm", odd::objects_that_the_server_lets_through_do_no_harm),
     ("faults::a_killed_agent_leaks_and_cuts_nothing", faults::a_killed_agent_leaks_and_cuts_nothing),
     ("upgrade::a_rolling_update_leaks_and_cuts_nothing", upgrade::a_rolling_update_leaks_and_cuts_nothing),
     ("rights::no_capability_can_be_spared", rights::no_capability_can_be_spared),

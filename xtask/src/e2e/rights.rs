@@ -24,6 +24,9 @@ pub(super) fn used_and_granted_are_the_same(stage: &Stage) -> Result<()> {
         // What is not used by then is told below.
         let _used = stage.client.wait(Duration::from_secs(20), "agents list", |_| Ok(granted.is_subset(&used()?.0)));
     }
+    if !used()?.0.iter().any(|(_, _, resource)| resource == "events") {
+        super::events::what_an_operator_should_know_is_an_event(stage)?;
+    }
     let (used, refused) = used()?;
     ensure!(!used.is_empty(), "the audit log knows nothing of the agents");
     let tell = |rights: &BTreeSet<Right>| {

@@ -50,8 +50,44 @@ pub(super) fn a_service_is_judged_by_its_backends(stage: &Stage) -> Result<()> {
         expect(client, (&pod.addresses, 80), true, &format!("{} itself, as a headless Service gives it", pod.name))?;
     }
     expect(client, (&pods[1].addresses, 80), false, "the pod that is not allowed itself")?;
+    records_join(stage, client, &open)?;
     a_backend_moves(stage, client, &closed, &mixed)?;
     stage.forget(&[NAMESPACE])
+}
+
+/// Every connection to a Service is recorded with what stands behind, and by the translated Community ID it is the one
+/// that the backend's end has recorded, on whichever node.
+fn records_join(stage: &Stage, client: &Pod, open: &[IpAddr]) -> Result<()> {
+    for address in open {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            ensure!(answered_from(&client.netns(), protocol, *address, PORT, PATIENCE)?, "{address} over {}", protocol.name());
+        }
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    let mut at_servers = Vec::new();
+    for (node, _) in stage.agents()? {
+        at_servers.extend(stage.records(&node)?.into_iter().filter(|record| record["direction"] == "ingress"));
+    }
+    let mut joined = 0;
+    for record in stage.records(&client.node)? {
+        let to_service = open.iter().any(|address| record["destination"]["ip"] == address.to_string());
+        if record["kind"] != "start"
+            || record["source"]["pod"]["uid"] != client.uid.as_str()
+            || !to_service
+            || record["verdict"] == "denied"
+        {
+            continue;
+        }
+        let behind = &record["destination"]["translated"];
+        ensure!(behind["pod"]["name"].as_str().is_some_and(|name| name.starts_with("open-")) && behind["port"] == 80, "{record:#}");
+        let server = at_servers.iter().find(|at| at["community_id"] == record["community_id_translated"]);
+        let server = server.with_context(|| format!("no server's record joins with {record:#}"))?;
+        ensure!(server["destination"]["pod"]["uid"] == behind["pod"]["uid"], "{record:#} joins with {server:#}");
+        joined += 1;
+    }
+    ensure!(joined >= open.len() * 2, "only {joined} records of connections to Services");
+    eprintln!("    {joined} connections to Services joined with their servers' records");
+    Ok(())
 }
 
 /// A backend that gets the label that is allowed makes its Services allowed.
