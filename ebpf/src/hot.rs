@@ -10,7 +10,7 @@ use sekisho_core::tcp::{self, state};
 
 use crate::budget::config;
 use crate::emit::count;
-use crate::kernel::{Direct, Skb, jiffies};
+use crate::kernel::{Direct, Skb, answer, jiffies};
 use crate::scratch::{self, Scratch};
 use crate::slow;
 use crate::tables::{self, Entry, Family, V4, V6, table};
@@ -169,7 +169,7 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
     scratch.link = H::LINK as u8;
     scratch.table = found.table;
     let slot = scratch.slot;
-    let fate = slow::packet(skb.0, slot, tables::pointer(found.entry));
+    let fate = answer(slow::packet(skb.0, slot, tables::pointer(found.entry)));
     H::release(slot);
     if fate == 0 { Fate::Pass } else { Fate::Drop }
 }
