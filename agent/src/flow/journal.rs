@@ -58,6 +58,8 @@ struct Inner {
     rules: NumberMap<u32, Rule>,
     by_address: HashMap<IpAddr, Holding>,
     tombstones: HashMap<IpAddr, Vec<Holding>>,
+    /// What policies read of labels, at the last refresh.
+    relevant: Relevant,
     /// As [`Directory::expecting`].
     expecting: Arc<HashSet<IpAddr>>,
     run: Option<RunState>,
@@ -65,6 +67,8 @@ struct Inner {
 
 struct Entry {
     identity: Arc<Identity>,
+    /// The pod as the cluster said it last, where nothing else was known of it: the same again needs no second look.
+    said: Option<Arc<Pod>>,
     /// Earlier versions and when each was replaced.
     earlier: Vec<(u64, Arc<Identity>)>,
     left: Option<u64>,
@@ -91,6 +95,7 @@ impl Journal {
             rules: NumberMap::default(),
             by_address: HashMap::new(),
             tombstones: HashMap::new(),
+            relevant: Relevant::default(),
             expecting: Arc::default(),
             run: None,
             store,
@@ -130,6 +135,7 @@ impl Journal {
         let mut inner = self.lock();
         inner.began.get_or_insert(boot_ns);
         let relevant = Relevant::of(snapshot);
+        let same = inner.relevant == relevant;
         let mut present: HashSet<u32> = HashSet::with_capacity(snapshot.pods.len() + snapshot.nodes.len());
         let mut held: HashMap<IpAddr, u32> = HashMap::new();
         let mut nameless = false;
@@ -143,11 +149,16 @@ impl Journal {
         }
         for pod in snapshot.pods.values() {
             let instance = inner.pod(&pod.uid);
-            let ips = found.get(&pod.uid).unwrap_or(&pod.ips);
-            inner.note_pod(instance, pod, ips, &relevant, boot_ns);
-            if found.contains_key(&pod.uid) {
+            let ips = found.get(&pod.uid);
+            if let Some(ips) = ips {
+                inner.note_pod(instance, pod, ips, &relevant, boot_ns);
+                inner.say(instance, None);
                 inner.keep(instance);
+            } else if !(same && inner.is_said(instance, pod)) {
+                inner.note_pod(instance, pod, &pod.ips, &relevant, boot_ns);
+                inner.say(instance, Some(pod));
             }
+            let ips = ips.unwrap_or(&pod.ips);
             present.insert(instance);
             if !pod.host_network && !pod.finished {
                 held.extend(ips.iter().map(|ip| (*ip, instance)));
@@ -155,6 +166,7 @@ impl Journal {
                 nameless |= ips.is_empty() && pod.node.is_some();
             }
         }
+        inner.relevant = relevant;
         inner.expecting = Arc::new(if nameless { ranges } else { HashSet::new() });
         for service in snapshot.services.values() {
             let object = (service.namespace.clone(), service.name.clone());
@@ -239,7 +251,7 @@ impl Inner {
                 if let Some(identity) = decode_identity(number, value) {
                     self.number_of(&identity.owner, number);
                     self.kept.insert(number);
-                    self.entries.insert(number, Entry { identity: Arc::new(identity), earlier: Vec::new(), left: None });
+                    self.entries.insert(number, Entry { identity: Arc::new(identity), said: None, earlier: Vec::new(), left: None });
                 }
             }
             kind::PAGE => self.next = self.next.max(self.slots.read(number, value) + 1),
@@ -324,17 +336,29 @@ impl Inner {
         self.note(Identity { instance, owner, ips, number: Some(number) }, boot_ns);
     }
 
+    /// Whether an entry is what the cluster said of this very pod.
+    fn is_said(&self, instance: u32, pod: &Arc<Pod>) -> bool {
+        self.entries.get(&instance).and_then(|entry| entry.said.as_ref()).is_some_and(|said| Arc::ptr_eq(said, pod))
+    }
+
+    fn say(&mut self, instance: u32, pod: Option<&Arc<Pod>>) {
+        if let Some(entry) = self.entries.get_mut(&instance) {
+            entry.said = pod.cloned();
+        }
+    }
+
     /// Enters an identity; a changed one becomes a new version, so that flows keep what was true at their start.
     fn note(&mut self, identity: Identity, boot_ns: u64) {
         let instance = identity.instance;
         match self.entries.get_mut(&instance) {
             Some(entry) if *entry.identity == identity => return,
             Some(entry) => {
+                entry.said = None;
                 let old = std::mem::replace(&mut entry.identity, Arc::new(identity));
                 entry.earlier.push((boot_ns, old));
             }
             None => {
-                let entry = Entry { identity: Arc::new(identity), earlier: Vec::new(), left: None };
+                let entry = Entry { identity: Arc::new(identity), said: None, earlier: Vec::new(), left: None };
                 self.entries.insert(instance, entry);
             }
         }

@@ -46,14 +46,26 @@ pub(super) struct Group {
 pub(super) struct Groups {
     all: Vec<Group>,
     index: HashMap<(Arc<str>, Labels), usize>,
+    /// The same by where namespace and labels lie in memory: most pods share them with others of their workload.
+    met: HashMap<(*const u8, *const BTreeMap<Arc<str>, Arc<str>>), usize>,
     /// Groups by label.
     labelled: HashMap<(Arc<str>, Arc<str>), Vec<usize>>,
     by_namespace: BTreeMap<Arc<str>, Vec<usize>>,
 }
 
 impl Groups {
-    /// The group of a pod.
+    /// The group of a pod. What is passed must live as long as the groups, as a snapshot's pods do.
     pub(super) fn of(&mut self, namespace: &Arc<str>, labels: &Labels) -> usize {
+        let place = (namespace.as_ptr(), Arc::as_ptr(labels));
+        if let Some(group) = self.met.get(&place) {
+            return *group;
+        }
+        let group = self.group(namespace, labels);
+        self.met.insert(place, group);
+        group
+    }
+
+    fn group(&mut self, namespace: &Arc<str>, labels: &Labels) -> usize {
         let key = (namespace.clone(), labels.clone());
         if let Some(group) = self.index.get(&key) {
             return *group;
