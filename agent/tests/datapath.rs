@@ -210,7 +210,7 @@ fn another_memory_budget_takes_over_flows_and_links() -> Result<()> {
         drop(first);
         let larger = Options { memory_budget: 48 << 20, ..options(&lab, TcBackend::Tcx) };
         let mut next = Datapath::open(&larger)?;
-        ensure!(!next.adopted() && tcx(&interface)? == before, "the old programs judge until the new maps have the policy");
+        ensure!(next.adopted() && tcx(&interface)? == before, "the old programs judge until the new maps have the policy");
         ensure!(next.journal()?.load().len() == 1, "the journal is copied");
         next.reconcile(&pods);
         next.apply(&tables(&pods))?;
