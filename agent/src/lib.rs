@@ -8,6 +8,7 @@ pub mod cli;
 pub mod daemon;
 pub mod datapath;
 pub mod detect;
+pub mod doctor;
 pub mod export;
 pub mod flow;
 pub mod inventory;

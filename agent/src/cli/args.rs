@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::alerts::AlertsArgs;
 use super::completion::{CompletionArgs, ManArgs};
 use super::detach::DetachArgs;
+use super::doctor::DoctorArgs;
 use super::explain::ExplainArgs;
 use super::mode::ModeArgs;
 use super::observe::ObserveArgs;
@@ -34,6 +35,7 @@ const EXAMPLES: &str = "Examples:
   sekisho observe --follow --verdict denied                  watch what is turned back, and why
   sekisho explain --from shop/web --to shop/db --port 5432/TCP
   sekisho mode observe                                       the kill switch: drop nothing
+  sekisho doctor                                             can it run here, and what would it not see?
   kubectl sekisho status                                     every node, through the API server (a link of this name to sekisho)
 
 Exit codes: 0 done, 1 not ready or not found, 2 wrong usage, 3 cannot run here.";
@@ -64,6 +66,8 @@ pub(super) enum Command {
     Explain(ExplainArgs),
     /// Show the mode, or set it; `mode observe` is the kill switch
     Mode(ModeArgs),
+    /// Say what is missing on this node, and what that costs
+    Doctor(DoctorArgs),
     /// Remove everything that Sekisho has attached and pinned here
     Detach(DetachArgs),
     /// Print a completion script for a shell

@@ -12,6 +12,7 @@ mod client;
 mod cluster;
 mod completion;
 mod detach;
+mod doctor;
 mod explain;
 mod mode;
 mod observe;
@@ -33,6 +34,8 @@ use clap::{CommandFactory as _, Parser as _};
 pub use args::{AgentArgs, LogFormat, Mode, Origin, Posture, TcBackend, TlsArgs};
 
 use crate::api::check_loopback;
+use crate::doctor::Finding;
+use crate::inventory::kube::Access;
 
 use args::{Cli, Command};
 use cluster::Target;
@@ -93,6 +96,8 @@ pub trait Machine {
     fn detach(&self, pin_dir: &Path) -> Result<Vec<String>, Failure>;
     /// Switches to mode observe on the pins of an agent that does not answer. The new policy epoch.
     fn observe_on_pins(&self, pin_dir: &Path) -> Result<u32, Failure>;
+    /// Looks at kernel, node, CNI and rights.
+    fn examine(&self, pin_dir: &Path, access: Option<&Access>) -> Vec<Finding>;
 }
 
 /// The program: reads the arguments of this process, runs one command.
@@ -142,6 +147,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, machine: &dyn Machine) -> E
         Command::Alerts(args) => alerts::run(target(&args.cluster), args),
         Command::Explain(args) => explain::run(target(&args.cluster), args),
         Command::Mode(args) => mode::run(target(&args.cluster), args, machine),
+        Command::Doctor(args) => doctor::run(&cli.socket, args, machine),
         Command::Detach(args) => detach::run(args, machine),
         Command::Completion(args) => completion::completion(args),
         Command::Relay => relay::run(&cli.socket),

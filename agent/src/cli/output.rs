@@ -35,6 +35,11 @@ impl OutputArgs {
     }
 }
 
+/// Colours where stdout shows them.
+pub(super) fn paint() -> Paint {
+    Paint::new(io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
+}
+
 /// Stdout in one form.
 pub(super) struct Printer {
     out: BufWriter<StdoutLock<'static>>,
@@ -45,8 +50,7 @@ pub(super) struct Printer {
 
 impl Printer {
     pub(super) fn new(args: OutputArgs) -> Self {
-        let coloured = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { out: BufWriter::new(io::stdout().lock()), format: args.format(), paint: Paint::new(coloured), blocks: 0 }
+        Self { out: BufWriter::new(io::stdout().lock()), format: args.format(), paint: paint(), blocks: 0 }
     }
 
     /// Prints one message; `compact` gives its readable form.
@@ -69,11 +73,6 @@ impl Printer {
     /// Prints what is no message, such as a table.
     pub(super) fn text(&mut self, text: &str) -> Result<(), Failure> {
         writeln!(self.out, "{text}").map_err(|error| closed(&error))
-    }
-
-    /// How it paints.
-    pub(super) fn paint(&self) -> Paint {
-        self.paint
     }
 
     /// Hands over what was printed.

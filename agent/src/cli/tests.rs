@@ -49,6 +49,7 @@ struct Notes {
     agent: RefCell<Option<AgentArgs>>,
     pins: RefCell<Vec<PathBuf>>,
     in_use: bool,
+    findings: Vec<Finding>,
 }
 
 impl Machine for Notes {
@@ -63,6 +64,11 @@ impl Machine for Notes {
         }
         self.pins.borrow_mut().push(pin_dir.to_owned());
         Ok(Vec::new())
+    }
+
+    fn examine(&self, pin_dir: &Path, _: Option<&Access>) -> Vec<Finding> {
+        self.pins.borrow_mut().push(pin_dir.to_owned());
+        self.findings.clone()
     }
 
     fn observe_on_pins(&self, pin_dir: &Path) -> Result<u32, Failure> {
@@ -273,6 +279,15 @@ fn detach_of_nothing_is_done_and_of_a_running_agent_refused() {
     assert_eq!(exit("detach", &notes), code(Exit::Done));
     assert_eq!(*notes.pins.borrow(), [PathBuf::from("/sys/fs/bpf/sekisho")]);
     assert_eq!(exit("detach", &Notes { in_use: true, ..Notes::default() }), code(Exit::CannotRun));
+}
+
+#[test]
+fn the_doctor_ends_with_the_worst_that_it_found() {
+    let ends = |findings: Vec<Finding>| exit("doctor --socket /nowhere/sekisho.sock -o json", &Notes { findings, ..Notes::default() });
+    let (good, lack) = (Finding::good("a", "b"), Finding::lack("a", "b", "c"));
+    assert_eq!(ends(vec![good.clone(), Finding::note("a", "b")]), code(Exit::Done));
+    assert_eq!(ends(vec![lack.clone(), good]), code(Exit::NotReady));
+    assert_eq!(ends(vec![Finding::fatal("a", "b", "c"), lack]), code(Exit::CannotRun));
 }
 
 #[test]

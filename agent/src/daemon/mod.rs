@@ -24,7 +24,9 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::cli::{AgentArgs, Exit, Failure, Machine};
+use crate::doctor::{self, Finding};
 use crate::export::{JsonLines, Rotation, Target};
+use crate::inventory::kube::Access;
 use crate::{api, datapath, export};
 
 use control::Control;
@@ -49,6 +51,10 @@ impl Machine for Node {
         let report = datapath::detach(pin_dir).map_err(|e| Failure::new(Exit::CannotRun, e))?;
         let counted = [(report.links, "pinned links"), (report.filters, "clsact filters"), (report.maps, "pinned maps")];
         Ok(counted.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect())
+    }
+
+    fn examine(&self, pin_dir: &Path, access: Option<&Access>) -> Vec<Finding> {
+        doctor::examine(pin_dir, access)
     }
 
     fn observe_on_pins(&self, pin_dir: &Path) -> Result<u32, Failure> {

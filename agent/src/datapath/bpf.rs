@@ -20,6 +20,7 @@ const MAP_DELETE: i32 = 3;
 const OBJ_PIN: i32 = 6;
 const OBJ_GET: i32 = 7;
 const PROG_TEST_RUN: i32 = 10;
+const PROG_BY_ID: i32 = 13;
 const INFO_BY_FD: i32 = 15;
 const PROG_QUERY: i32 = 16;
 const MAP_LOOKUP_DELETE: i32 = 21;
@@ -444,6 +445,17 @@ pub(super) fn program_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
     let mut info = [0u32; 2];
     object_info(fd, info.as_mut_bytes())?;
     Ok(info[1])
+}
+
+/// Name of a program by its id. Needs `CAP_SYS_ADMIN`.
+pub(super) fn program_name(id: u32) -> io::Result<String> {
+    const NAME: std::ops::Range<usize> = 64..80;
+    let mut attr = [id, 0u32, 0];
+    // SAFETY: the attribute holds no pointer.
+    let program = unsafe { call(PROG_BY_ID, &mut attr) }.map(owned)?;
+    let mut info = [0u8; NAME.end];
+    object_info(program.as_fd(), &mut info)?;
+    Ok(String::from_utf8_lossy(&info[NAME]).trim_end_matches('\0').to_owned())
 }
 
 /// Runs a classifier once over a dummy frame.

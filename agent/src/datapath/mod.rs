@@ -29,6 +29,7 @@ mod migrate;
 mod netlink;
 mod numbers;
 mod os;
+pub mod probe;
 mod processes;
 mod reconcile;
 mod shape;

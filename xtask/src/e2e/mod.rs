@@ -52,7 +52,7 @@ struct Stage {
 type Test = (&'static str, fn(&Stage) -> Result<()>);
 
 /// In this order: what is cheap first, what disturbs the cluster last.
-const TESTS: [Test; 21] = [
+const TESTS: [Test; 22] = [
     ("chart::the_real_tools_take_it", chart::the_real_tools_take_it),
     ("chart::metrics_are_served_on_every_node", chart::metrics_are_served_on_every_node),
     ("life::pods_come_and_go_on_both_nodes", life::pods_come_and_go_on_both_nodes),
@@ -70,6 +70,7 @@ const TESTS: [Test; 21] = [
     ("odd::objects_that_the_server_lets_through_do_no_harm", odd::objects_that_the_server_lets_through_do_no_harm),
     ("faults::a_killed_agent_leaks_and_cuts_nothing", faults::a_killed_agent_leaks_and_cuts_nothing),
     ("upgrade::a_rolling_update_leaks_and_cuts_nothing", upgrade::a_rolling_update_leaks_and_cuts_nothing),
+    ("rights::the_doctor_names_a_missing_right", rights::the_doctor_names_a_missing_right),
     ("rights::no_capability_can_be_spared", rights::no_capability_can_be_spared),
     (
         "source::the_api_server_is_read_as_files_are_outages_and_many_objects_included",

@@ -8,7 +8,7 @@ use sekisho_proto::{Decision, ExplainRequest, ExplainResponse, ModeRequest, Mode
 use tonic::{Response, Status};
 
 use super::super::client::{Client, run};
-use super::super::output::{Format, OutputArgs, Printer, closed};
+use super::super::output::{Format, OutputArgs, Printer, closed, paint};
 use super::super::{Exit, Failure, render};
 use super::places::{self, Place};
 use super::tunnel::{PATIENCE, Tunnel};
@@ -76,7 +76,7 @@ pub(in crate::cli) fn status(args: &ClusterArgs, output: OutputArgs) -> Result<E
         let mut printer = Printer::new(output);
         if output.format() == Format::Compact && !args.one() {
             let rows: Vec<_> = answers.iter().map(|a| (a.node.as_str(), a.said.as_ref().map_err(Silence::text))).collect();
-            printer.text(&render::nodes(&rows, printer.paint()))?;
+            printer.text(&render::nodes(&rows, paint()))?;
         } else {
             for status in answers.iter().filter_map(|answer| answer.said.as_ref().ok()) {
                 printer.print(status, render::status)?;

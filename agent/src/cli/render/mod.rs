@@ -6,6 +6,7 @@
 mod alert;
 mod dict;
 mod explain;
+mod findings;
 mod flow;
 mod nodes;
 mod paint;
@@ -21,6 +22,7 @@ use sekisho_proto::{Kind, Name as _, Record, rfc3339};
 
 pub(super) use dict::dict;
 pub(super) use explain::explanation;
+pub(super) use findings::findings;
 pub(super) use nodes::nodes;
 pub(super) use paint::Paint;
 pub(super) use status::status;
@@ -49,7 +51,7 @@ fn clock(record: &Record) -> String {
 
 /// Bytes for a person.
 #[expect(clippy::cast_precision_loss, reason = "one digit behind the point is shown")]
-fn human_bytes(bytes: u64) -> String {
+pub(super) fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
     let mut unit = 0;

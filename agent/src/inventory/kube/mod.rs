@@ -11,6 +11,7 @@ mod connect;
 mod desk;
 mod events;
 mod resource;
+mod rights;
 mod store;
 mod table;
 mod texts;
@@ -33,6 +34,7 @@ use kube::{Client, Config};
 use tokio::sync::{mpsc as channel, oneshot};
 
 pub use connect::Access;
+pub use rights::{Right, rights};
 
 use super::published::Published;
 use super::{Notice, Snapshot, SourceState};

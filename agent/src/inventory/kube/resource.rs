@@ -66,6 +66,11 @@ impl Kind {
         }
     }
 
+    /// The API group; empty for the core's.
+    pub(super) fn group(self) -> &'static str {
+        self.version().split_once('/').map_or("", |(group, _)| group)
+    }
+
     fn version(self) -> &'static str {
         match self {
             Self::EndpointSlice => "discovery.k8s.io/v1",

@@ -1,0 +1,57 @@
+//! Whether the API server lets us do what the watches need: asked of itself, before anything fails.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use kube::api::PostParams;
+use kube::{Api, Client};
+
+use super::connect::{self, Access};
+use super::resource::Kind;
+
+/// How long the server may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What is done with every kind.
+const VERBS: [&str; 2] = ["list", "watch"];
+
+/// One right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Right {
+    /// `list`, `watch`.
+    pub verb: &'static str,
+    /// As in rules of a role: `pods`, `jobs.batch`.
+    pub resource: String,
+    /// Whether we have it.
+    pub granted: bool,
+}
+
+/// Every right that is needed, as the server says. The sentence where it does not.
+pub fn rights(access: &Access) -> Result<Vec<Right>, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    runtime.block_on(async {
+        let config = connect::config(access).await.map_err(|e| e.to_string())?;
+        let client = Client::try_from(config).map_err(|e| e.to_string())?;
+        let asked = Kind::ALL.into_iter().flat_map(|kind| VERBS.map(|verb| (kind, verb)));
+        let answers = join_all(asked.map(|(kind, verb)| ask(&client, kind, verb)));
+        let answers = tokio::time::timeout(PATIENCE, answers).await.map_err(|_| "it does not answer".to_owned())?;
+        answers.into_iter().collect()
+    })
+}
+
+async fn ask(client: &Client, kind: Kind, verb: &'static str) -> Result<Right, String> {
+    let group = kind.group();
+    let attributes = ResourceAttributes {
+        verb: Some(verb.to_owned()),
+        group: Some(group.to_owned()),
+        resource: Some(kind.plural().to_owned()),
+        ..ResourceAttributes::default()
+    };
+    let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..SelfSubjectAccessReviewSpec::default() };
+    let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
+    let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    let answer = api.create(&PostParams::default(), &review).await.map_err(|e| e.to_string())?;
+    let granted = answer.status.is_some_and(|status| status.allowed);
+    let resource = if group.is_empty() { kind.plural().to_owned() } else { format!("{}.{group}", kind.plural()) };
+    Ok(Right { verb, resource, granted })
+}
