@@ -21,7 +21,7 @@ pub(super) fn examine(access: Option<&Access>) -> Vec<Finding> {
 pub(super) fn judge(rights: &[Right]) -> Finding {
     let missing: Vec<&Right> = rights.iter().filter(|right| !right.granted).collect();
     if missing.is_empty() {
-        return Finding::good("rbac", format!("all {} rights that the watches need", rights.len()));
+        return Finding::good("rbac", format!("all {} rights that watches and Events need", rights.len()));
     }
     let names: Vec<String> = missing.iter().map(|right| format!("{} {}", right.verb, right.resource)).collect();
     let mut costs: Vec<&str> = missing.iter().map(|right| cost(&right.resource)).collect();
@@ -36,6 +36,7 @@ fn cost(resource: &str) -> &'static str {
         "jobs" => "a pod's workload is its Job, not its CronJob",
         "services" | "endpointslices" => "traffic to Services is judged and named by address alone",
         "nodes" => "nodes are not told from the outside world",
+        "events" => "no Event tells of alerts and of policies that cannot be honoured",
         "networkpolicies" => "no policy is known: the agent does not become ready",
         _ => "who is who is not known: the agent does not become ready",
     }
