@@ -1,6 +1,8 @@
 //! `cargo xtask image`: the agent as a container image, one static program on nothing, in a file that any
 //! runtime imports. No container engine is needed, and no base image: there is no shell in it.
 
+mod elf;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::oci::{Archive, Image};
+use crate::setup;
 use crate::workspace::{build_agent, cargo, output, step, target_dir};
 
 /// The image's name; the chart's default is the same.
@@ -20,11 +23,29 @@ const LARGEST: usize = 20_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Platform {
     /// x86-64
-    #[value(name = "linux/amd64")]
+    #[value(name = "linux/amd64", aliases = ["amd64", "x86_64"])]
     Amd64,
     /// 64-bit Arm
-    #[value(name = "linux/arm64")]
+    #[value(name = "linux/arm64", aliases = ["arm64", "aarch64"])]
     Arm64,
+}
+
+impl Platform {
+    /// As image formats call the processor.
+    fn architecture(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// As program files call it.
+    fn machine(self) -> u16 {
+        match self {
+            Self::Amd64 => 62,
+            Self::Arm64 => 183,
+        }
+    }
 }
 
 /// Builds it and prints where it is as the last line.
@@ -39,18 +60,15 @@ pub(crate) fn build(platforms: &[Platform]) -> Result<PathBuf> {
     for platform in platforms {
         let program = match platform {
             Platform::Amd64 => build_agent()?,
-            Platform::Arm64 => build_for("aarch64-unknown-linux-musl")?,
+            Platform::Arm64 => build_for_arm()?,
         };
         let bytes = without_symbols(&program)?;
         if bytes.len() > LARGEST {
             bail!("{} has {} bytes; an image has at most {LARGEST}", program.display(), bytes.len());
         }
-        let architecture = match platform {
-            Platform::Amd64 => "amd64",
-            Platform::Arm64 => "arm64",
-        };
+        elf::must_be_static(&bytes, platform.machine()).with_context(|| program.display().to_string())?;
         images.push(
-            Image::of_program(architecture, "sekisho", &bytes, &["/sekisho"])
+            Image::of_program(platform.architecture(), "sekisho", &bytes, &["/sekisho"])
                 .label("org.opencontainers.image.title", "sekisho")
                 .label("org.opencontainers.image.version", env!("CARGO_PKG_VERSION"))
                 .label("org.opencontainers.image.licenses", "Apache-2.0"),
@@ -79,17 +97,16 @@ fn without_symbols(program: &Path) -> Result<Vec<u8>> {
     fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))
 }
 
-/// Builds the agent for another processor; the compiler's own linker does for all of them, as nothing is in C.
-fn build_for(target: &str) -> Result<PathBuf> {
-    let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
-    if !PathBuf::from(sysroot.trim()).join("lib/rustlib").join(target).is_dir() {
-        bail!("Rust's library for {target} is missing: `rustup target add {target}`");
-    }
+/// Builds the agent for 64-bit Arm. Rust's own linker does for all processors; the few parts in C need their own compiler.
+fn build_for_arm() -> Result<PathBuf> {
+    const TARGET: &str = "aarch64-unknown-linux-musl";
+    setup::cross(TARGET)?;
     step(
-        &format!("build the agent for {target}"),
+        "build the agent for 64-bit Arm (a few minutes the first time)",
         cargo()
-            .args(["build", "--release", "--package", "sekisho", "--target", target])
-            .env(format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_")), "rust-lld"),
+            .args(["build", "--release", "--package", "sekisho", "--target", TARGET])
+            .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
+            .env("CC_aarch64_unknown_linux_musl", setup::ARM_COMPILER),
     )?;
-    Ok(target_dir().join(target).join("release/sekisho"))
+    Ok(target_dir().join(TARGET).join("release/sekisho"))
 }

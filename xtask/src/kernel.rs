@@ -5,7 +5,7 @@
 //! static, so there is no root file system. What the guest says on its console decides, and a guest that
 //! says nothing in time has failed.
 
-mod debian;
+pub(crate) mod debian;
 mod guest;
 mod initramfs;
 mod modules;

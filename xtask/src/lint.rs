@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::generate;
+use crate::{generate, promtool};
 use crate::workspace::{cargo, root, say, step};
 
 /// Longer files hold more than one idea.
@@ -18,6 +18,7 @@ pub(crate) fn run() -> Result<()> {
     step("formatting of the kernel programs", cargo().args(["fmt", "--check", "--manifest-path", "ebpf/Cargo.toml"]))?;
     step("clippy", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     generate::check()?;
+    promtool::check_rules()?;
     say("rules of the house");
     let mut found = Vec::new();
     for file in sources()? {

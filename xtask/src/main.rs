@@ -10,6 +10,8 @@ mod image;
 mod kernel;
 mod lint;
 mod oci;
+mod promtool;
+mod servers;
 mod setup;
 mod test;
 mod workspace;
@@ -77,8 +79,8 @@ enum Command {
     },
     /// Build the container image, an OCI archive; its path is the last line printed
     Image {
-        /// What for
-        #[arg(long, value_enum, value_delimiter = ',', default_value = "linux/amd64")]
+        /// What for: linux/amd64 (amd64), linux/arm64 (arm64), or both with a comma between
+        #[arg(long, visible_alias = "arch", value_enum, value_delimiter = ',', default_value = "linux/amd64", hide_possible_values = true)]
         platform: Vec<image::Platform>,
     },
     /// Measure: datapath, flows, rr

@@ -15,10 +15,11 @@ struct Need {
     why: &'static str,
 }
 
-const NEEDS: [Need; 3] = [
+const NEEDS: [Need; 4] = [
     Need { program: "nmap", package: "nmap", why: "the scan tests use the scanner that attackers use" },
     Need { program: "nft", package: "nftables", why: "the NodePort tests translate addresses" },
     Need { program: "ip", package: "iproute2", why: "some tests look at interfaces from outside" },
+    Need { program: "openssl", package: "openssl", why: "the key of the API server that tests start" },
 ];
 
 const KERNEL_NEEDS: [Need; 3] = [
@@ -37,6 +38,23 @@ const CLUSTER_NEEDS: [Need; 8] = [
     Need { program: "nsenter", package: "util-linux", why: "enters the cluster's nodes" },
     Need { program: "umount", package: "mount", why: "kubelets mount volumes" },
 ];
+
+/// Compiles the parts in C for 64-bit Arm.
+pub(crate) const ARM_COMPILER: &str = "aarch64-linux-gnu-gcc";
+
+const ARM_NEEDS: [Need; 2] = [
+    Need { program: ARM_COMPILER, package: "gcc-aarch64-linux-gnu", why: "compiles the TLS provider's arithmetic for 64-bit Arm" },
+    Need { program: "/usr/aarch64-linux-gnu/include/string.h", package: "libc6-dev-arm64-cross", why: "the headers that it reads" },
+];
+
+/// What building for another processor needs.
+pub(crate) fn cross(target: &str) -> Result<()> {
+    let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
+    if !Path::new(sysroot.trim()).join("lib/rustlib").join(target).is_dir() {
+        step(&format!("Rust's library for {target}"), Command::new("rustup").args(["target", "add", target]))?;
+    }
+    packages(&ARM_NEEDS)
+}
 
 /// What the cluster needs beside its own programs.
 pub(crate) fn cluster() -> Result<()> {
@@ -108,7 +126,7 @@ fn packages(needs: &[Need]) -> Result<()> {
 }
 
 /// A program on the path, the administrator's directories included.
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].into_iter().map(PathBuf::from))

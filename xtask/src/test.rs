@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything, in the order in which it fails cheapest. What needs the real kernel is
-//! never skipped: if it cannot run here, the command fails and says why.
+//! never skipped: if it cannot run here, the command fails and says why. What needs a real API server needs Go; where
+//! that is missing, the tests that did not run are named, and where the variable CI is set they fail.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -8,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::servers::{self, Servers};
 use crate::setup;
 use crate::workspace::{build_agent, build_next_layout, cargo, say};
 
@@ -21,6 +23,7 @@ struct Tally {
 pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     let begin = Instant::now();
     setup::run(false)?;
+    let servers = Servers::prepare()?;
     let agent = build_agent()?;
     let next = build_next_layout()?;
     // The data path's own tests make their pods with it.
@@ -30,6 +33,14 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     }
     let host =
         tests("tests in user space", cargo().args(["test", "--workspace", "--exclude", "sekisho-lab", "--no-fail-fast"]).args(filter))?;
+    // From here on tests measure time: nothing is built beside them any more.
+    let (source, missing) = match servers.wait() {
+        Ok(programs) => {
+            let mut command = servers::tests(filter, false);
+            (tests("tests on a real API server", command.env("SEKISHO_KUBERNETES", programs))?, None)
+        }
+        Err(why) => (Tally::default(), Some(why)),
+    };
     let obstacle = obstacle();
     let kernel = match &obstacle {
         Some(_) => Tally::default(),
@@ -45,20 +56,44 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
         )?,
     };
     println!();
-    println!("in user space:      {} passed, {} failed", host.passed, host.failed);
-    println!("on the real kernel: {} passed, {} failed ({})", kernel.passed, kernel.failed, release());
+    println!("in user space:        {} passed, {} failed", host.passed, host.failed);
+    println!("on a real API server: {} passed, {} failed", source.passed, source.failed);
+    println!("on the real kernel:   {} passed, {} failed ({})", kernel.passed, kernel.failed, release());
+    let not_run = not_run(missing.as_deref(), filter)?;
     println!("took {} s", begin.elapsed().as_secs());
-    println!("{} passed, {} failed", host.passed + kernel.passed, host.failed + kernel.failed);
+    let failed = host.failed + source.failed + kernel.failed;
+    println!("{} passed, {failed} failed, {not_run} did not run", host.passed + source.passed + kernel.passed);
     if let Some(why) = obstacle {
         bail!("the tests on the real kernel could not run: {why}");
     }
     if kernel.passed + kernel.failed == 0 && filter.is_none() {
         bail!("not one test ran on the real kernel");
     }
-    if host.failed + kernel.failed > 0 {
+    if failed > 0 {
         bail!("tests failed");
     }
+    if not_run > 0 && every_test_must_run() {
+        bail!("tests did not run, and the environment says CI");
+    }
     Ok(())
+}
+
+/// Names the tests that could not run for want of an API server; how many they are.
+fn not_run(missing: Option<&str>, filter: Option<&str>) -> Result<usize> {
+    let Some(why) = missing else { return Ok(0) };
+    let names = servers::names(filter)?;
+    if !names.is_empty() {
+        println!("{} tests on a real API server did not run: {why}", names.len());
+    }
+    for name in &names {
+        println!("test {name} ... did not run");
+    }
+    Ok(names.len())
+}
+
+/// A machine that tests must be able to run every test; a person's need not have Go.
+fn every_test_must_run() -> bool {
+    std::env::var("CI").is_ok_and(|value| !["", "0", "false"].contains(&value.as_str()))
 }
 
 /// Why nothing can be tested on this machine's kernel.

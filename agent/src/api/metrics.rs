@@ -1,6 +1,9 @@
 //! The agent's status as Prometheus metrics. Cardinality is bounded: no label names a pod.
+//!
+//! The page is OpenMetrics for those who ask for it, as Prometheus does, and the older text format for all others: `curl`,
+//! `promtool check metrics`, and agents of other makes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::hash::Hash;
@@ -11,11 +14,55 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use sekisho_proto as proto;
 
-/// What a scrape is answered with, and its content type.
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Which of the two formats a page is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    OpenMetrics,
+    Text,
+}
+
+impl Format {
+    /// What a request's `Accept` asks for.
+    pub(super) fn accepted(accept: &str) -> Self {
+        if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Text }
+    }
+
+    pub(super) fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
 
 /// Every metric of this moment.
-pub(super) fn render(status: proto::StatusResponse) -> String {
+pub(super) fn page(status: proto::StatusResponse, format: Format) -> String {
+    let page = render(status);
+    match format {
+        Format::OpenMetrics => page,
+        Format::Text => as_text(&page),
+    }
+}
+
+/// In the older format a counter's description has the name that its samples have, and nothing marks the end.
+fn as_text(page: &str) -> String {
+    let counters: HashSet<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let mut text = String::with_capacity(page.len() + 256);
+    for line in page.lines().filter(|line| *line != "# EOF") {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(what @ ("HELP" | "TYPE")), Some(name), Some(rest)) if counters.contains(name) => {
+                text.extend(["# ", what, " ", name, "_total ", rest]);
+            }
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn render(status: proto::StatusResponse) -> String {
     let mut registry = Registry::with_prefix("sekisho");
     registry.register_collector(Box::new(Moment(status)));
     let mut process = Registry::default();
@@ -270,5 +317,25 @@ mod tests {
         assert!(page.contains("process_resident_memory_bytes ") && page.contains("process_cpu_seconds_total "));
         assert!(!page.contains("web-1"));
         assert!(page.trim_end().ends_with("# EOF") && page.matches("# EOF").count() == 1);
+    }
+
+    #[test]
+    fn who_does_not_ask_for_open_metrics_gets_the_older_text() {
+        let status = || proto::StatusResponse { counters: [("dropped".to_owned(), 7)].into(), ..proto::StatusResponse::default() };
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4";
+        let new = page(status(), Format::accepted(prometheus));
+        assert!(new.contains("# TYPE sekisho_kernel counter\n") && new.ends_with("# EOF\n"));
+        let old = page(status(), Format::accepted("*/*"));
+        for line in [
+            "# HELP sekisho_kernel_total Events that the kernel programs count, by name",
+            "# TYPE sekisho_kernel_total counter",
+            "sekisho_kernel_total{counter=\"dropped\"} 7.0",
+            "# TYPE sekisho_ready gauge",
+        ] {
+            assert!(old.lines().any(|l| l == line), "{line} is not in\n{old}");
+        }
+        assert!(!old.contains("# EOF"));
+        let samples = |page: &str| page.lines().filter(|line| !line.starts_with(['#', 'p'])).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(samples(&new), samples(&old));
     }
 }

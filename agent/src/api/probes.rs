@@ -81,9 +81,10 @@ async fn answer(mut stream: TcpStream, agent: Arc<dyn Agent>) -> io::Result<()> 
     let mut words = line.split(' ');
     let (method, path) = (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
     let path = path.split('?').next().unwrap_or_default().to_owned();
+    let format = metrics::Format::accepted(&header(&request, "accept"));
     // The agent answers from its own thread and may take a moment.
     let (status, kind, body) = match method.as_str() {
-        "GET" | "HEAD" => tokio::task::spawn_blocking(move || say(&path, &*agent)).await.unwrap_or_else(|_| failed("no answer")),
+        "GET" | "HEAD" => tokio::task::spawn_blocking(move || say(&path, format, &*agent)).await.unwrap_or_else(|_| failed("no answer")),
         _ => ("405 Method Not Allowed", TEXT, "GET or HEAD\n".to_owned()),
     };
     let head = format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
@@ -94,11 +95,18 @@ async fn answer(mut stream: TcpStream, agent: Arc<dyn Agent>) -> io::Result<()> 
     stream.shutdown().await
 }
 
+/// A header's value, in small letters.
+fn header(request: &[u8], name: &str) -> String {
+    let text = String::from_utf8_lossy(request).to_lowercase();
+    let mut values = text.lines().filter_map(|line| line.split_once(':')).filter(|(header, _)| *header == name);
+    values.next().map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
+}
+
 fn failed(why: &str) -> Answer {
     ("503 Service Unavailable", TEXT, format!("{why}\n"))
 }
 
-fn say(path: &str, agent: &dyn Agent) -> Answer {
+fn say(path: &str, format: metrics::Format, agent: &dyn Agent) -> Answer {
     match path {
         // Alive: the thread that judges answers.
         "/healthz" | "/livez" => match agent.mode(None) {
@@ -111,7 +119,7 @@ fn say(path: &str, agent: &dyn Agent) -> Answer {
             Err(e) => failed(&e.to_string()),
         },
         "/metrics" => match agent.status() {
-            Ok(status) => ("200 OK", metrics::CONTENT_TYPE, metrics::render(status)),
+            Ok(status) => ("200 OK", format.content_type(), metrics::page(status, format)),
             Err(e) => failed(&e.to_string()),
         },
         _ => ("404 Not Found", TEXT, "/metrics, /healthz or /readyz\n".to_owned()),

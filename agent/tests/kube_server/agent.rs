@@ -62,6 +62,13 @@ impl Running {
         Ok(text.split_whitespace().nth(1).context("statm")?.parse::<u64>()? * 4096)
     }
 
+    /// The most that it ever had, in bytes.
+    pub(crate) fn peak(&self) -> Result<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+    }
+
     /// Processor time so far.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         let text = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
@@ -89,6 +90,34 @@ pub(super) fn ensure_cluster() -> Result<Programs> {
     Ok(Programs { kubernetes: KUBERNETES.ensure()?, containerd: CONTAINERD.ensure()? })
 }
 
+/// Of Kubernetes, what an API server alone needs.
+const SERVERS: [&str; 2] = ["kube-apiserver", "etcd"];
+
+/// Why etcd and the API server cannot be had: they are not built, and there is no Go that could build them.
+pub(crate) fn servers_obstacle() -> Result<Option<String>> {
+    if missing_servers()?.is_empty() {
+        return Ok(None);
+    }
+    Ok(go().err().map(|error| format!("{error:#}")))
+}
+
+/// Builds etcd and the API server where they are not built yet, and says where they are. Others may print meanwhile, so it
+/// tells what it did when it is done.
+pub(crate) fn ensure_servers() -> Result<PathBuf> {
+    let directory = KUBERNETES.directory()?;
+    for (package, program) in missing_servers()? {
+        let begin = Instant::now();
+        output(&mut KUBERNETES.go_build(package, &part_of(&directory.join(program)))?)?;
+        complete(&directory.join(program))?;
+        say(&format!("built {program} {} in {} s, beside other work", KUBERNETES.version()?, begin.elapsed().as_secs()));
+    }
+    Ok(directory)
+}
+
+fn missing_servers() -> Result<Vec<(&'static str, &'static str)>> {
+    Ok(KUBERNETES.missing()?.into_iter().filter(|(_, program)| SERVERS.contains(program)).collect())
+}
+
 /// Helm, built if it is not yet.
 pub(crate) fn ensure_helm() -> Result<PathBuf> {
     Ok(HELM.ensure()?.join("helm"))
@@ -133,8 +162,14 @@ impl Room {
         Ok(directory)
     }
 
-    /// Builds beside the target and renames, so that a broken build leaves nothing that looks whole.
+    /// Builds a program where it does not look whole, and puts it in its place.
     fn build(&self, what: &str, package: &str, target: &Path) -> Result<()> {
+        step(what, &mut self.go_build(package, &part_of(target))?)?;
+        complete(target)
+    }
+
+    /// The command that builds it, behind everything else on this machine.
+    fn go_build(&self, package: &str, target: &Path) -> Result<Command> {
         let mut flags = "-s -w".to_owned();
         if self.kubernetes {
             let version = self.version()?;
@@ -143,17 +178,23 @@ impl Room {
                 flags = format!("{flags} -X k8s.io/component-base/version.{name}={value}");
             }
         }
-        let half = target.with_extension("part");
-        step(
-            what,
-            Command::new("nice")
-                .args(["-n", "19", "go", "build", "-mod=readonly", "-trimpath", "-ldflags", &flags, "-o"])
-                .args([half.as_os_str(), package.as_ref()])
-                .current_dir(self.source())
-                .envs([("CGO_ENABLED", "0"), ("GOTOOLCHAIN", "local"), ("GOWORK", "off")]),
-        )?;
-        fs::rename(&half, target).with_context(|| format!("cannot put {} in its place", target.display()))
+        let mut command = Command::new("nice");
+        command
+            .args(["-n", "19", "go", "build", "-mod=readonly", "-trimpath", "-ldflags", &flags, "-o"])
+            .args([target.as_os_str(), package.as_ref()])
+            .current_dir(self.source())
+            .envs([("CGO_ENABLED", "0"), ("GOTOOLCHAIN", "local"), ("GOWORK", "off")]);
+        Ok(command)
     }
+}
+
+/// Where a program is built, so that a broken build leaves nothing that looks whole.
+fn part_of(target: &Path) -> PathBuf {
+    target.with_extension("part")
+}
+
+fn complete(target: &Path) -> Result<()> {
+    fs::rename(part_of(target), target).with_context(|| format!("cannot put {} in its place", target.display()))
 }
 
 fn part<'a>(parts: &mut impl Iterator<Item = &'a str>) -> String {

@@ -1,6 +1,8 @@
 //! etcd, API server, controller manager, scheduler.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -44,6 +46,30 @@ pub(crate) fn kill_api_server() -> Result<()> {
 /// Starts the API server again, with the same certificates and the same data, and further arguments.
 pub(crate) fn restart_api_server(more: &[&str]) -> Result<()> {
     start_api_server(&Site::new(CONTROL_PLANE, &Programs::built()?)?, more)
+}
+
+/// Lets etcd forget all that was before: whoever watched from an earlier version on must list anew.
+pub(crate) fn compact_history() -> Result<()> {
+    let status = ask_etcd("/v3/maintenance/status", "{}")?;
+    let status: serde_json::Value = serde_json::from_str(&status).context("etcd does not answer JSON")?;
+    let revision = status["header"]["revision"].as_str().context("etcd says no revision")?;
+    let answer = ask_etcd("/v3/kv/compaction", &serde_json::json!({"revision": revision, "physical": true}).to_string())?;
+    anyhow::ensure!(answer.contains("header"), "etcd does not compact: {answer}");
+    Ok(())
+}
+
+fn ask_etcd(path: &str, body: &str) -> Result<String> {
+    super::control_plane_netns().within(|| {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 2379)).context("etcd does not answer")?;
+        write!(
+            stream,
+            "POST {path} HTTP/1.0\r\nHost: etcd\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+    })
 }
 
 /// Where the API server writes who asked for what.

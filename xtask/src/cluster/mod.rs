@@ -12,6 +12,7 @@ mod binaries;
 mod cgroups;
 mod client;
 mod control_plane;
+mod cut;
 mod down;
 mod images;
 mod network;
@@ -29,14 +30,15 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use sekisho_lab::Netns;
 
-pub(crate) use binaries::{ensure_helm, ensure_kubeconform};
+pub(crate) use binaries::{ensure_helm, ensure_kubeconform, ensure_servers, servers_obstacle};
 pub(crate) use cgroups::processes_of_pod;
 pub(crate) use client::Client;
-pub(crate) use control_plane::{audit_log, kill_api_server, restart_api_server};
+pub(crate) use control_plane::{audit_log, compact_history, kill_api_server, restart_api_server};
+pub(crate) use cut::Cut;
 pub(crate) use down::down;
 pub(crate) use images::{PROBE, import};
-pub(crate) use node::{give_next, kubelet};
-pub(crate) use plan::{Cni, Plan, Proxy, node_addresses, node_name, root};
+pub(crate) use node::{give_next, kubelet, static_pods};
+pub(crate) use plan::{Cni, Plan, Proxy, logs, node_addresses, node_name, root};
 
 use crate::setup;
 use crate::workspace::say;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -99,4 +99,9 @@ pub(crate) fn give_next(node: &str, addresses: &[IpAddr]) -> Result<()> {
             .context("cannot write into the CNI's address book")?;
     }
     Ok(())
+}
+
+/// Where a node's kubelet finds pods that no API server told it of.
+pub(crate) fn static_pods(node: &str) -> PathBuf {
+    plan::root().join(node).join("static")
 }

@@ -39,6 +39,7 @@ impl Api {
             .stderr(Stdio::null())
             .spawn()
             .context("kubectl does not start")?;
+        super::cleanup::end_on_interrupt(proxy.id());
         let api = Self { proxy, netns: control_plane_netns() };
         until(Duration::from_secs(10), "kubectl proxy answers", || Ok(api.ask("GET", "/version", None).is_ok()))?;
         Ok(api)

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::Stage;
 use super::probe::get;
 use crate::cluster::{control_plane_netns, ensure_helm, ensure_kubeconform, node_addresses, root as cluster_root};
+use crate::promtool;
 use crate::workspace::{output, root};
 
 /// Values beside the defaults that change which objects there are.
@@ -102,6 +103,9 @@ pub(super) fn metrics_are_served_on_every_node(stage: &Stage) -> Result<()> {
             for (path, wanted) in [("/metrics", "# TYPE sekisho_"), ("/healthz", ""), ("/readyz", "")] {
                 let (status, body) = control_plane_netns().within(|| get(address, super::METRICS_PORT, path))?;
                 ensure!(status.contains(" 200 ") && body.contains(wanted), "{path} of {address}: {status} {body}");
+                if path == "/metrics" {
+                    promtool::check_metrics(&body)?;
+                }
             }
         }
     }

@@ -9,6 +9,7 @@ mod agents;
 mod api;
 mod chart;
 mod events;
+mod cleanup;
 mod faults;
 mod first;
 mod grid;
@@ -17,6 +18,7 @@ mod latency;
 mod life;
 mod nodeport;
 mod odd;
+mod outage;
 mod plugin;
 mod pods;
 mod probe;
@@ -76,7 +78,7 @@ const TESTS: [Test; 22] = [
         "source::the_api_server_is_read_as_files_are_outages_and_many_objects_included",
         source::the_api_server_is_read_as_files_are_outages_and_many_objects_included,
     ),
-    ("faults::without_api_server_verdicts_stay", faults::without_api_server_verdicts_stay),
+    ("outage::without_api_server_verdicts_stay", outage::without_api_server_verdicts_stay),
     ("rights::used_and_granted_are_the_same", rights::used_and_granted_are_the_same),
 ];
 
@@ -87,13 +89,16 @@ pub(crate) fn run(plan: Plan, filter: Option<&str>, keep: bool) -> Result<()> {
     if chosen.is_empty() {
         bail!("no test's name contains {:?}", filter.unwrap_or_default());
     }
+    cleanup::on_interrupt();
     let stage = match Stage::set(plan) {
         Ok(stage) => stage,
         Err(error) => {
             for (name, _) in &chosen {
                 println!("test {name} ... did not run");
             }
-            return Err(error.context("the tests did not run"));
+            println!("0 passed, 0 failed, {} did not run", chosen.len());
+            let error = error.context("the tests did not run");
+            return cleanup::after(plan, false, keep).and(Err(error));
         }
     };
     let mut failed = Vec::new();
@@ -110,17 +115,14 @@ pub(crate) fn run(plan: Plan, filter: Option<&str>, keep: bool) -> Result<()> {
             }
         }
     }
+    drop(stage);
+    let cleaned = cleanup::after(plan, failed.is_empty(), keep);
     println!("\n{plan}; took {} s", begin.elapsed().as_secs());
     for name in &failed {
         println!("failed: {name}");
     }
     println!("{} passed, {} failed", chosen.len() - failed.len(), failed.len());
-    drop(stage);
-    if failed.is_empty() && !keep {
-        cluster::down()?;
-    } else {
-        eprintln!("    the cluster is still up; `cargo xtask cluster down` removes it");
-    }
+    cleaned?;
     if !failed.is_empty() {
         bail!("tests failed");
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::faults::return_without_streaming;
+use super::outage::return_without_streaming;
 use super::{NAMESPACE, Stage};
 use crate::cluster::audit_log;
 

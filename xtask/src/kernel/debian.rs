@@ -74,7 +74,7 @@ fn newest(packages: &[String]) -> Option<String> {
 }
 
 /// Downloads and unpacks; the directory appears whole or not at all.
-fn fetch(package: &str, directory: &Path) -> Result<()> {
+pub(crate) fn fetch(package: &str, directory: &Path) -> Result<()> {
     say(&format!("fetch {package}"));
     let draft = directory.with_file_name(format!("draft-{}", std::process::id()));
     fs::create_dir_all(&draft)?;
