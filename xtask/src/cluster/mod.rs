@@ -40,6 +40,8 @@ pub(crate) use images::{PROBE, import};
 pub(crate) use node::{give_next, kubelet, static_pods};
 pub(crate) use plan::{Cni, Plan, Proxy, logs, node_addresses, node_name, root};
 
+pub(crate) use site::holder;
+
 use crate::setup;
 use crate::workspace::say;
 

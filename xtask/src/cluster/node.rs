@@ -12,6 +12,7 @@ use super::binaries::Programs;
 use super::plan::{self, Cni, Plan};
 use super::site::{self, Site};
 use super::{cgroups, images, pki};
+use crate::workspace::output;
 
 /// The daemons, in the order in which they start; the first one holds the mounts.
 pub(super) const DAEMONS: [&str; 4] = ["mounts", "containerd", "kubelet", "kube-proxy"];
@@ -97,8 +98,17 @@ pub(crate) fn give_next(node: &str, addresses: &[IpAddr]) -> Result<()> {
         };
         fs::write(book.join(format!("last_reserved_ip.{range}")), before.to_string())
             .context("cannot write into the CNI's address book")?;
+        forget_neighbour(node, *address)?;
     }
     Ok(())
+}
+
+/// Lets a node forget who had an address. The CNI's plugin announces the new owner before the bridge listens, and what the node
+/// believes else holds for half a minute.
+fn forget_neighbour(node: &str, address: IpAddr) -> Result<()> {
+    let mut command = std::process::Command::new("nsenter");
+    command.arg(format!("--net={}", plan::netns(node).display())).args(["--", "ip", "neigh", "flush", "to", &address.to_string()]);
+    output(&mut command).map(drop)
 }
 
 /// Where a node's kubelet finds pods that no API server told it of.

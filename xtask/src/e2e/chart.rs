@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::Stage;
-use super::probe::get;
-use crate::cluster::{control_plane_netns, ensure_helm, ensure_kubeconform, node_addresses, root as cluster_root};
+use super::pods::server;
+use super::probe::{PATIENCE, Protocol, SILENCE, answered_from, get};
+use super::scenarios::deny_all;
+use crate::cluster::{control_plane_netns, ensure_helm, ensure_kubeconform, holder, node_addresses, node_name, root as cluster_root};
 use crate::promtool;
 use crate::workspace::{output, root};
 
@@ -110,4 +113,32 @@ pub(super) fn metrics_are_served_on_every_node(stage: &Stage) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Two steps, as NOTES say, and a node is as if Sekisho had never been there. Nothing can be tested afterwards.
+pub(super) fn an_uninstall_leaves_nothing_behind(stage: &Stage) -> Result<()> {
+    const HOME: &str = "e2e-end";
+    stage.namespace(HOME)?;
+    stage.make(&server(HOME, "server", Some("node-1"), &json!({})))?;
+    stage.make(&server(HOME, "stranger", Some("node-1"), &json!({})))?;
+    stage.api.put_policy(&deny_all(HOME, "Ingress"))?;
+    let pods = stage.ready(HOME, 2)?;
+    let open = |limit| answered_from(&pods[1].netns(), Protocol::Tcp, pods[0].addresses[0], 80, limit);
+    ensure!(!open(SILENCE)?, "the policy is not in force at the beginning");
+    let helm = ensure_helm()?;
+    let run = |words: &[&str]| output(stage.client.command(&helm).args(words).current_dir(root()));
+    let to = ["--namespace", super::NAMESPACE, "--wait", "--timeout", "120s"];
+    run(&[&["upgrade", "sekisho", "deploy/helm", "--reuse-values", "--set", "detachOnExit=true"][..], &to].concat())?;
+    ensure!(!open(SILENCE)?, "the policy is no longer in force after the first step");
+    run(&[&["uninstall", "sekisho"][..], &to].concat())?;
+    stage.client.wait(Duration::from_secs(30), "the agents have ended", |_| Ok(stage.agents()?.is_empty()))?;
+    ensure!(open(PATIENCE)?, "pods are still isolated");
+    for number in stage.plan.numbers() {
+        let pid = holder(&node_name(number)).context("the node's mounts are gone")?;
+        let left: Vec<_> = fs::read_dir(format!("/proc/{pid}/root/sys/fs/bpf"))?.flatten().map(|entry| entry.file_name()).collect();
+        ensure!(left.is_empty(), "{left:?} is still pinned on {}", node_name(number));
+    }
+    stage.make(&server(HOME, "late", Some("node-1"), &json!({})))?;
+    stage.ready(HOME, 3)?;
+    stage.forget(&[HOME])
 }

@@ -80,6 +80,7 @@ const TESTS: [Test; 22] = [
     ),
     ("outage::without_api_server_verdicts_stay", outage::without_api_server_verdicts_stay),
     ("rights::used_and_granted_are_the_same", rights::used_and_granted_are_the_same),
+    ("chart::an_uninstall_leaves_nothing_behind", chart::an_uninstall_leaves_nothing_behind),
 ];
 
 /// Runs the tests whose names contain `filter`, on a cluster as planned.
