@@ -54,7 +54,7 @@ struct Stage {
 type Test = (&'static str, fn(&Stage) -> Result<()>);
 
 /// In this order: what is cheap first, what disturbs the cluster last.
-const TESTS: [Test; 22] = [
+const TESTS: &[Test] = &[
     ("chart::the_real_tools_take_it", chart::the_real_tools_take_it),
     ("chart::metrics_are_served_on_every_node", chart::metrics_are_served_on_every_node),
     ("life::pods_come_and_go_on_both_nodes", life::pods_come_and_go_on_both_nodes),
@@ -86,7 +86,7 @@ const TESTS: [Test; 22] = [
 /// Runs the tests whose names contain `filter`, on a cluster as planned.
 pub(crate) fn run(plan: Plan, filter: Option<&str>, keep: bool) -> Result<()> {
     let begin = Instant::now();
-    let chosen: Vec<Test> = TESTS.into_iter().filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter))).collect();
+    let chosen: Vec<Test> = TESTS.iter().copied().filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter))).collect();
     if chosen.is_empty() {
         bail!("no test's name contains {:?}", filter.unwrap_or_default());
     }
