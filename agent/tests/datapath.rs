@@ -391,6 +391,6 @@ fn pods_are_held_until_their_policy_is_in_force_with_and_without_an_agent() -> R
         Ok(())
     })?;
     ensure!(reaches(&unknown)? == [true; 3], "posture open");
-    ensure!(!files(&lab.pin_dir()).iter().any(|path| path.contains("hold-")), "{:?}", files(&lab.pin_dir()));
+    ensure!(datapath.counters()[sekisho_core::counters::UNJUDGED as usize] > 0, "what passes unjudged is counted");
     Ok(())
 }

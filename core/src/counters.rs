@@ -65,4 +65,6 @@ counters! {
     NO_CONNECTION = 24 "no_connection",
     /// Packets of pods whose policy is not in force yet, dropped.
     HELD = 25 "held",
+    /// Packets of pods whose policy is not in force yet, passed unjudged.
+    UNJUDGED = 26 "unjudged",
 }

@@ -358,7 +358,7 @@ boundary! {
 
     /// Whether pods are held until their policy is in force, one entry.
     pub struct Hold {
-        /// 1 = yes.
+        /// 1 = they are held, 2 = what they send and get is only counted, 0 = not even that.
         pub on: u32,
         /// Bit n: pods' cgroups lie n levels below the root.
         pub levels: u32,

@@ -1,7 +1,7 @@
 //! Whether a pod may speak before its policy is in force.
 //!
 //! Runs at the control group that holds all pods, which groups made later inherit, so that a pod is held from its first
-//! packet on, and also when no agent runs. A socket on the node's own addresses is no pod's: the node's agents, its
+//! packet on, and also when no agent runs. Where pods are not to be held, what passes is counted. A socket on the node's own addresses is no pod's: the node's agents, its
 //! API server perhaps, are never held.
 
 use aya_ebpf::helpers::generated::bpf_skb_ancestor_cgroup_id;
@@ -24,9 +24,6 @@ const LAST_ND: u8 = 137;
 /// Judges a packet of a socket somewhere below the pods' group.
 #[inline(always)]
 pub(crate) fn packet(skb: Skb, direction: u8) -> Fate {
-    if config().is_none_or(|config| config.mode != mode::ENFORCE) {
-        return Fate::Pass;
-    }
     let Some(hold) = HOLD.get(0) else { return Fate::Pass };
     if hold.on == 0 || is_live(skb, hold.levels) {
         return Fate::Pass;
@@ -38,6 +35,10 @@ pub(crate) fn packet(skb: Skb, direction: u8) -> Fate {
         _ => false,
     };
     if free {
+        return Fate::Pass;
+    }
+    if hold.on != 1 || config().is_none_or(|config| config.mode != mode::ENFORCE) {
+        count(counters::UNJUDGED);
         return Fate::Pass;
     }
     count(counters::HELD);

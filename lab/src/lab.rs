@@ -174,6 +174,11 @@ impl Lab {
         Pod::create(self, spec, number)
     }
 
+    /// The same with a number of the caller's choice, which decides on its addresses: nobody else has it now.
+    pub fn pod_at(&self, spec: PodSpec, number: u8) -> Result<Pod> {
+        Pod::create(self, spec, number)
+    }
+
     pub(crate) fn cgroup(&self) -> &Path {
         &self.cgroup
     }

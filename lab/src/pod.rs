@@ -48,6 +48,7 @@ pub struct PodSpec {
     layout: Layout,
     cgroup: CgroupLayout,
     addresses: Vec<IpAddr>,
+    just_scheduled: bool,
 }
 
 impl PodSpec {
@@ -64,6 +65,7 @@ impl PodSpec {
             layout: Layout::Bridge,
             cgroup: CgroupLayout::Cgroupfs,
             addresses: Vec::new(),
+            just_scheduled: false,
         }
     }
 
@@ -116,6 +118,13 @@ impl PodSpec {
         self
     }
 
+    /// Its manifest is there before anything of it is on the node, and knows no addresses.
+    #[must_use]
+    pub fn just_scheduled(mut self) -> Self {
+        self.just_scheduled = true;
+        self
+    }
+
     /// Its addresses.
     #[must_use]
     pub fn addresses(mut self, addresses: &[IpAddr]) -> Self {
@@ -158,6 +167,9 @@ impl Pod {
         } else {
             spec.addresses.clone()
         };
+        if spec.just_scheduled {
+            lab.manifest(&format!("pod-{file}"), &manifest::pod(&spec, &uid, &[], NODE_NAME))?;
+        }
         let (netns, interface) = if spec.host_network {
             (lab.node().netns().clone(), None)
         } else {
@@ -175,7 +187,9 @@ impl Pod {
             lab.directory().join(format!("{file}.log")),
         )?;
         let pause = place.start(&["pause"])?;
-        lab.manifest(&format!("pod-{file}"), &manifest::pod(&spec, &uid, &addresses, NODE_NAME))?;
+        if !spec.just_scheduled {
+            lab.manifest(&format!("pod-{file}"), &manifest::pod(&spec, &uid, &addresses, NODE_NAME))?;
+        }
         let (node, directory) = (lab.node().netns().clone(), lab.directory().to_owned());
         Ok(Self { place, spec, uid, addresses, interface, cgroup, node, directory, pause })
     }

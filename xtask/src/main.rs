@@ -83,7 +83,7 @@ enum Command {
         #[arg(long, visible_alias = "arch", value_enum, value_delimiter = ',', default_value = "linux/amd64", hide_possible_values = true)]
         platform: Vec<image::Platform>,
     },
-    /// Measure: datapath, flows, rr
+    /// Measure: datapath, edits, flows, rr, starts
     Bench {
         /// Which one
         name: bench::Name,

@@ -194,9 +194,18 @@ impl Attacher {
         Ok(())
     }
 
-    /// Holds no pod any more.
-    pub(super) fn hold_none(&self) -> io::Result<()> {
-        self.unpin(|name| name.starts_with("hold-"))
+    /// Takes over what former layouts hold new pods with: groups that no pod of this node has shown us yet.
+    pub(super) fn inherit_holds(&self, programs: &Programs) {
+        for former in &self.former {
+            for name in pins(former).into_iter().filter(|name| name.starts_with("hold-")) {
+                if let Some(program) = program_of(&name).and_then(|program| programs.get(program)) {
+                    let gone = || Err(io::Error::other("the group is gone"));
+                    if let Err(error) = self.link(&name, program, |info| info.ifindex != 0, gone) {
+                        tracing::debug!(%error, name, "nothing is held here any more");
+                    }
+                }
+            }
+        }
     }
 
     /// Attaches the hooks that tie sockets to processes to the root of the tree.

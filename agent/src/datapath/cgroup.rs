@@ -90,7 +90,7 @@ fn subdirectories(dir: &Path) -> Vec<(String, PathBuf)> {
 }
 
 /// The UID or hash that a directory's name has after `pod`, dashes restored and lower case.
-fn pod_name(name: &str) -> Option<String> {
+pub(super) fn pod_name(name: &str) -> Option<String> {
     let name = name.strip_suffix(".slice").unwrap_or(name);
     let uid = match name.strip_prefix("pod") {
         Some(uid) => uid,

@@ -1,8 +1,9 @@
-//! Holding pods until their policy is in force.
+//! Holding pods until their policy is in force, or counting what passes before.
 //!
-//! Where the posture is `hold`, a program stands at the control group that contains all pods (`kubepods`), inherited by groups
-//! that are made later. It lets through what belongs to a *live* pod: one whose endpoint is attached with its policy. It is
-//! pinned as everything else, so a pod that starts while no agent runs waits for the next one.
+//! A program stands at the control group that contains all pods (`kubepods`), inherited by groups that are made later. What
+//! belongs to a *live* pod, one whose endpoint is attached with its policy, is none of its business. Of others it drops everything
+//! where the posture is `hold`, and counts everything where it is `open`. It is pinned as everything else, so a pod that
+//! starts while no agent runs waits for the next one, or is counted.
 //!
 //! The group is learnt from pods of this node, never guessed: on a machine with several nodes each holds its own.
 
@@ -17,11 +18,15 @@ use super::cgroup::PodCgroup;
 
 /// Levels below `kubepods` at which pods lie: guaranteed ones directly, the others in the group of their class.
 const POD_LEVELS: [u32; 2] = [1, 2];
+/// Values of [`Hold::on`].
+const HELD: u32 = 1;
+const COUNTED: u32 = 2;
 
 /// What is in the kernel.
 #[derive(Debug, Default)]
 pub(super) struct Holding {
-    wanted: bool,
+    /// [`Hold::on`]; nothing before the posture is known.
+    wanted: u32,
     /// Live pods' groups; `None` = not read yet.
     live: Option<BTreeSet<u64>>,
     /// Groups that are held, by id, with their level.
@@ -32,8 +37,9 @@ pub(super) struct Holding {
 impl Datapath {
     /// Says whether pods without a policy in force are held. Takes effect in mode enforce.
     pub fn set_hold(&mut self, wanted: bool) {
+        let wanted = if wanted { HELD } else { COUNTED };
         if self.holding.wanted != wanted {
-            let text = if wanted { "pods are held until their policy is in force" } else { "pods are not held" };
+            let text = if wanted == HELD { "pods are held until their policy is in force" } else { "pods are not held" };
             tracing::info!("{text}");
         }
         self.holding.wanted = wanted;
@@ -50,8 +56,8 @@ impl Datapath {
     }
 
     fn try_follow_hold(&mut self) -> io::Result<()> {
-        if !self.holding.wanted {
-            return self.stop_holding();
+        if self.holding.wanted == 0 {
+            return Ok(());
         }
         self.follow_live()?;
         let mut roots = BTreeMap::new();
@@ -65,10 +71,10 @@ impl Datapath {
         for root in &fresh {
             levels |= POD_LEVELS.iter().fold(0, |bits, below| bits | 1 << (root.level + below).min(31));
         }
-        self.write_hold(Hold { on: 1, levels })?;
+        self.write_hold(Hold { on: self.holding.wanted, levels })?;
         for root in fresh {
             self.attacher.hold(&self.programs, &root)?;
-            tracing::info!(group = %root.path.display(), "new pods are held here");
+            tracing::info!(group = %root.path.display(), "new pods begin here");
             self.holding.roots.insert(root.id, root.level);
         }
         Ok(())
@@ -101,16 +107,6 @@ impl Datapath {
             }
         }
         self.holding.live = Some(live);
-        Ok(())
-    }
-
-    fn stop_holding(&mut self) -> io::Result<()> {
-        let levels = self.holding.written.map_or(0, |hold| hold.levels);
-        if self.holding.written.is_none_or(|hold| hold.on != 0) {
-            self.write_hold(Hold { on: 0, levels })?;
-            self.attacher.hold_none()?;
-            self.holding.roots.clear();
-        }
         Ok(())
     }
 

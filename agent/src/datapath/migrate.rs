@@ -232,6 +232,7 @@ impl Datapath {
 
     /// Removes what is taken over whole: everything is attached here.
     pub(super) fn finish_migration(&mut self) {
+        self.attacher.inherit_holds(&self.programs);
         for at in 0..self.formers.len() {
             if let Err(error) = self.finish_former(at) {
                 tracing::warn!(%error, path = %self.formers[at].dir.display(), "a former layout could not be removed");

@@ -136,10 +136,18 @@ pub(super) fn inotify() -> io::Result<OwnedFd> {
 
 /// Watches a directory for what is made and removed in it.
 pub(super) fn inotify_watch(inotify: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    watch(inotify, path, libc::IN_CREATE | libc::IN_DELETE | libc::IN_ONLYDIR)
+}
+
+/// Watches a file for changes of what it says.
+pub(super) fn inotify_watch_file(inotify: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    watch(inotify, path, libc::IN_MODIFY)
+}
+
+fn watch(inotify: BorrowedFd<'_>, path: &Path, events: u32) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: `path` is a terminated string.
-    let result =
-        unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), libc::IN_CREATE | libc::IN_DELETE | libc::IN_ONLYDIR) };
+    let result = unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), events) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -1,4 +1,5 @@
-//! Waking up when pods may have come or gone: interface and address events, and directories in the cgroup tree.
+//! Waking up when pods may have come or gone: interface and address events, directories in the cgroup tree, and a pod's first
+//! process.
 //!
 //! It only wakes; what happened is found by looking. What it cannot see (a process that enters an old cgroup) is found by
 //! looking now and then.
@@ -9,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use super::cgroup::Hierarchy;
+use super::cgroup::{Hierarchy, pod_name};
 use super::os;
 
 /// Levels of the cgroup tree that are watched, and directories at most.
@@ -63,6 +64,12 @@ impl Watcher {
             return;
         }
         *left -= 1;
+        // Through its first process a pod's network is found: the kernel tells when a group is not empty any more.
+        if dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| pod_name(name).is_some())
+            && let Err(error) = os::inotify_watch_file(self.inotify.as_fd(), &dir.join("cgroup.events"))
+        {
+            tracing::debug!(%error, path = %dir.display(), "a pod's first process will be found by looking");
+        }
         if depth == 0 {
             return;
         }

@@ -4,6 +4,7 @@
 //! wrongly. Servers print `ready` when they listen. Measurements are one JSON object on standard output.
 
 mod dial;
+mod first;
 mod hold;
 pub mod init;
 mod ping;
@@ -113,6 +114,11 @@ fn run(words: &[&str]) -> Result<bool> {
         ["serve", "many", ports @ ..] => serve::many(ports),
         ["serve", "http", port, name] => serve::http(number(port)?, name),
         ["dial", protocol, target, options @ ..] => dial::main(protocol, target.parse().context("not ADDR:PORT")?, options),
+        ["first", datagrams, stream, milliseconds] => first::main(
+            datagrams.parse().context("not ADDR:PORT")?,
+            stream.parse().context("not ADDR:PORT")?,
+            std::time::Duration::from_millis(number(milliseconds)?),
+        ),
         ["knock", target, count, rate] => dial::knock(target.parse().context("not ADDR:PORT")?, number(count)?, number(rate)?),
         ["http", target, path] => Ok(dial::http(target.parse().context("not ADDR:PORT")?, path)),
         ["hold", target, count, seconds] => hold::main(target.parse().context("not ADDR:PORT")?, number(count)?, seconds_of(seconds)?),

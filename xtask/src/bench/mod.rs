@@ -5,6 +5,7 @@ mod datapath;
 mod edits;
 mod flows;
 mod rr;
+mod starts;
 mod table;
 mod usage;
 
@@ -22,6 +23,8 @@ pub(crate) enum Name {
     Flows,
     /// Request and response through a pair of pods, with and without the agent
     Rr,
+    /// A thousand pods whose first act is to send: what is denied, and how long what is allowed waits
+    Starts,
 }
 
 pub(crate) fn run(name: Name) -> Result<()> {
@@ -30,5 +33,6 @@ pub(crate) fn run(name: Name) -> Result<()> {
         Name::Edits => edits::run(),
         Name::Flows => flows::run(),
         Name::Rr => rr::run(),
+        Name::Starts => starts::run(),
     }
 }

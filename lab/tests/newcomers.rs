@@ -1,0 +1,95 @@
+//! Pods that start: held until their policy is in force, or let through and counted; with an agent and without one.
+//! Needs root.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use sekisho_lab::{Agent, Heading, Lab, Pod, PodSpec, Running, Sniffer, Start, first, newcomer, starts, tool, until};
+use serde_json::json;
+
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// A server that takes what it gets; nobody of the namespace `denied` may send, those of `allowed` may send to it.
+fn server(lab: &Lab) -> Result<(Pod, [Running; 2])> {
+    let server = lab.pod(PodSpec::new("shop", "server"))?;
+    lab.namespace("shop", &[])?;
+    lab.policy("denied", "all", &json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}))?;
+    let to_server = json!([{"to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "shop"}}}]}]);
+    lab.policy("allowed", "all", &json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": to_server}))?;
+    let serving = [server.serve("tcp", 80)?, server.serve("udp", 53)?];
+    Ok((server, serving))
+}
+
+fn counter(agent: &Agent, name: &str) -> Result<u64> {
+    let counters = &agent.status()?["counters"];
+    counters[name].as_u64().or_else(|| counters[name].as_str()?.parse().ok()).with_context(|| format!("no counter {name}: {counters}"))
+}
+
+#[test]
+fn held_newcomers_send_nothing_before_their_policy() -> Result<()> {
+    const COUNT: usize = 50;
+    let lab = Lab::new("newcomers-held")?;
+    let (server, _serving) = server(&lab)?;
+    let agent = Agent::start(&lab, &["--posture", "hold"])?;
+    let denied = starts(&lab, &server, "denied", COUNT, Duration::from_millis(100))?;
+    ensure!(denied.arrived == 0 && denied.starts.iter().all(|start| start.answered.is_none()), "denied pods sent: {denied:?}");
+    let allowed = starts(&lab, &server, "allowed", COUNT, LIMIT)?;
+    ensure!(allowed.connected() == COUNT && allowed.arrived > 0, "allowed pods did not connect: {allowed:?}");
+    ensure!(agent.status()?["ready"] == true);
+    println!("half within {:?}, all within {:?}", allowed.within(50), allowed.within(100));
+    Ok(())
+}
+
+/// Pods that start while no agent runs send at once; what arrives is counted on the wire.
+fn without_an_agent(name: &str, posture: &str) -> Result<()> {
+    let lab = Lab::new(name)?;
+    let (server, _serving) = server(&lab)?;
+    // The group of all pods is learnt from this one.
+    let known = lab.pod(PodSpec::new("allowed", "known"))?;
+    let agent = Agent::start(&lab, &["--posture", posture])?;
+    let before = [counter(&agent, "held")?, counter(&agent, "unjudged")?];
+    agent.kill()?;
+    let sniffer = Sniffer::start(server.netns(), "eth0")?;
+    let pods = [lab.pod(newcomer("denied", "denied"))?, lab.pod(newcomer("allowed", "allowed"))?];
+    let sending: Vec<Running> = pods.iter().map(|pod| pod.spawn(tool::binary()?, &first(&server, LIMIT))).collect::<Result<_>>()?;
+    std::thread::sleep(Duration::from_secs(2));
+    let addresses: Vec<_> = pods.iter().flat_map(|pod| [pod.v4(), pod.v6()]).collect();
+    let arrived =
+        sniffer.total(|flow| flow.heading == Heading::In && matches!(flow.protocol, 6 | 17) && addresses.contains(&flow.source.0))?;
+    ensure!(known.reaches("tcp", server.v4(), 80)?, "who was known goes on");
+    let hold = posture == "hold";
+    ensure!((arrived.packets == 0) == hold, "posture {posture}, without an agent: {arrived:?} arrived");
+
+    let sniffer = Sniffer::start(server.netns(), "eth0")?;
+    let agent = Agent::start(&lab, &["--posture", posture])?;
+    let from = pods[0].v4();
+    let told = sending.into_iter().map(|running| Ok(Start::read(&running.finish(LIMIT * 2)?.json()?))).collect::<Result<Vec<_>>>()?;
+    ensure!(told[1].answered.is_some() && told[1].connected.is_some(), "the allowed one gets through: {told:?}");
+    ensure!(told[0].answered.is_some() != hold, "posture {posture}, the denied one: {told:?}");
+    // Both pods speak again: now there is a policy.
+    ensure!(
+        !pods[0].reaches("udp", server.v4(), 53)? && pods[1].reaches("udp", server.v4(), 53)?,
+        "with an agent their policy is in force"
+    );
+    let after = [counter(&agent, "held")?, counter(&agent, "unjudged")?];
+    let grown = [after[0] - before[0], after[1] - before[1]];
+    ensure!(
+        if hold { grown[0] > 0 } else { grown[0] == 0 && grown[1] > 0 },
+        "what was held and what passed unjudged is counted: {grown:?}"
+    );
+    if hold {
+        let leaked = sniffer.total(|flow| flow.heading == Heading::In && flow.source.0 == from && matches!(flow.protocol, 6 | 17))?;
+        ensure!(leaked.packets == 0, "the denied pod sent before its policy: {leaked:?}");
+    }
+    until(LIMIT, "both newcomers are endpoints", || Ok(agent.status()?["endpoints"].as_array().map_or(0, Vec::len) == 4))
+}
+
+#[test]
+fn without_an_agent_newcomers_are_held() -> Result<()> {
+    without_an_agent("newcomers-dead-hold", "hold")
+}
+
+#[test]
+fn without_an_agent_newcomers_pass_and_are_counted_where_that_is_wanted() -> Result<()> {
+    without_an_agent("newcomers-dead-open", "open")
+}
