@@ -22,6 +22,8 @@ pub(super) enum Command {
     Explain(proto::ExplainRequest, Sender<Result<proto::ExplainResponse, Refusal>>),
     /// The mode; set first where one is given.
     Mode(Option<u32>, Sender<Result<proto::ModeResponse, Refusal>>),
+    /// Look whether pods, interfaces or addresses of this node have come or gone.
+    Look,
     /// End in order.
     Stop,
 }
@@ -49,6 +51,11 @@ impl Control {
     pub(super) fn new() -> (Self, Receiver<Command>) {
         let (commands, receiver) = channel();
         (Self { commands, shared: Arc::default(), records: OnceLock::new() }, receiver)
+    }
+
+    /// For whoever tells the pump something.
+    pub(super) fn sender(&self) -> Sender<Command> {
+        self.commands.clone()
     }
 
     pub(super) fn shared(&self) -> Arc<Shared> {

@@ -7,6 +7,7 @@
 mod control;
 mod kernel;
 mod logging;
+mod lookout;
 mod notices;
 mod policy;
 mod pump;
@@ -81,6 +82,7 @@ fn run(args: &AgentArgs) -> Result<(), Failure> {
     let listeners = runtime.block_on(api::bind(&args.socket, args.listen, tls)).map_err(|e| cannot(&e))?;
     let probes = args.metrics.map(|address| runtime.block_on(api::Probes::bind(address))).transpose().map_err(|e| cannot(&e))?;
     let (control, commands) = Control::new();
+    lookout::start(control.sender());
     let pump = Pump::open(args, commands, control.shared())?;
     let control = Arc::new(control.with_book(pump.book(), pump.header()));
     let sink = sink

@@ -17,7 +17,7 @@ use super::control::{Command, Shared};
 use super::kernel::Asked;
 use super::translate::Translator;
 use crate::cli::{AgentArgs, Exit, Failure, Mode, Origin, TcBackend};
-use crate::datapath::{self, Coverage, Datapath, Options, Watcher};
+use crate::datapath::{self, Coverage, Datapath, Options};
 use crate::detect::Detector;
 use crate::flow::{Body, Book, BootSeed, Context, Directory, Engine, Header, Journal, KernelTally, Ledger, Now, RunState, Settings};
 use crate::inventory::{Pod, Snapshot, Source, files, kube};
@@ -71,7 +71,8 @@ pub(super) struct Pump {
     commands: Receiver<Command>,
     shared: Arc<Shared>,
     pub(super) datapath: Datapath,
-    watcher: Option<Watcher>,
+    /// The lookout has seen something since the last look.
+    woken: bool,
     pub(super) source: Source,
     pub(super) snapshot: Arc<Snapshot>,
     /// A snapshot has been taken over.
@@ -146,7 +147,6 @@ impl Pump {
         let mut engine = Engine::new(BootSeed::new(&boot_id()), &now, directory.clone(), settings);
         engine.tally_mut().begin(&counters);
         engine.adopt_summarised(&datapath.summarised());
-        let watcher = datapath::watch().map_err(|e| warn!("pods are looked for every {LOOK:?} only: {e}")).ok();
         let mut pump = Self {
             snapshot: source.current(),
             synced: false,
@@ -155,7 +155,7 @@ impl Pump {
             args: args.clone(),
             commands,
             shared,
-            watcher,
+            woken: false,
             source,
             local: Vec::new(),
             node_addresses: datapath.node_addresses(),
@@ -199,6 +199,7 @@ impl Pump {
         loop {
             match self.commands.recv_timeout(BEAT) {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(Command::Look) => self.woken = true,
                 Ok(command) => self.answer(command),
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -252,7 +253,7 @@ impl Pump {
 
     fn look_for_changes(&mut self, timers: &mut Timers, instant: Instant) {
         let next = Some(self.source.current()).filter(|s| s.generation != self.snapshot.generation && self.may_take(s, instant));
-        let woken = self.watcher.as_mut().is_some_and(|w| w.wait(Duration::ZERO).unwrap_or(true));
+        let woken = std::mem::take(&mut self.woken);
         if let Some(next) = next {
             self.snapshot = next;
             self.take_snapshot();
@@ -395,7 +396,7 @@ impl Pump {
             Command::Status(answer) => drop(answer.send(self.status())),
             Command::Explain(request, answer) => drop(answer.send(self.explain(&request))),
             Command::Mode(set, answer) => drop(answer.send(self.mode(set))),
-            Command::Stop => {}
+            Command::Look | Command::Stop => {}
         }
     }
 

@@ -24,6 +24,7 @@ mod pods;
 mod probe;
 mod reuse;
 mod rights;
+mod rolling;
 mod scenarios;
 mod services;
 mod source;
@@ -70,6 +71,7 @@ const TESTS: &[Test] = &[
     ("kinds::every_kind_of_pod_keeps_its_address_to_its_end", kinds::every_kind_of_pod_keeps_its_address_to_its_end),
     ("events::what_an_operator_should_know_is_an_event", events::what_an_operator_should_know_is_an_event),
     ("odd::objects_that_the_server_lets_through_do_no_harm", odd::objects_that_the_server_lets_through_do_no_harm),
+    ("rolling::rolling_updates_fail_no_connection_of_ours", rolling::rolling_updates_fail_no_connection_of_ours),
     ("faults::a_killed_agent_leaks_and_cuts_nothing", faults::a_killed_agent_leaks_and_cuts_nothing),
     ("upgrade::a_rolling_update_leaks_and_cuts_nothing", upgrade::a_rolling_update_leaks_and_cuts_nothing),
     ("rights::the_doctor_names_a_missing_right", rights::the_doctor_names_a_missing_right),

@@ -10,7 +10,7 @@ mod rounds;
 mod sockets;
 
 use anyhow::Result;
-use sekisho_core::layout::{EGRESS, INGRESS};
+use sekisho_core::layout::{EGRESS, Hold, INGRESS};
 use sekisho_core::tcp::{ACK, FIN, SYN};
 use sekisho_lab::programs::Group;
 
@@ -160,6 +160,7 @@ fn groups(bench: &mut Bench, table: &mut Table) -> Result<()> {
             table.told(&format!("at a control group: existing {} flow, {side}", family.name()), ns(cost));
         }
     }
+    holding(bench, table, group.id()?)?;
     let programs = &mut bench.programs;
     let known = sockets::added(programs, &group, "connect4", sockets::connect()?)?;
     let new = sockets::added(programs, &group, "connect4", sockets::connect_anew()?)?;
@@ -167,6 +168,23 @@ fn groups(bench: &mut Bench, table: &mut Table) -> Result<()> {
     table.told("connect4 adds to a connect of a known socket", ns(known));
     table.told("connect4 adds to a connect of a new socket", ns(new));
     table.told("sendmsg4 adds to a datagram", ns(sent));
+    Ok(())
+}
+
+/// What the programs that hold new pods take from every packet of pods that are live.
+fn holding(bench: &mut Bench, table: &mut Table, group: u64) -> Result<()> {
+    /// Groups one and two levels below the root may be pods'.
+    const LEVELS: u32 = 1 << 1 | 1 << 2;
+    bench.programs.put("HOLD", &0u32, &Hold { on: 1, levels: LEVELS })?;
+    // A group just below the root has none two levels below: its number there is 0.
+    for (live, what) in [(group, "guaranteed"), (0, "in a group of its class")] {
+        bench.programs.put("LIVE", &live, &1u32)?;
+        for (direction, side) in [(EGRESS, "out"), (INGRESS, "in")] {
+            let cost = bench.holding(tcp(Family::V4, direction, ACK))?;
+            table.told(&format!("holding new pods costs a live pod, {what}, {side}"), ns(cost));
+        }
+        bench.programs.remove("LIVE", &live)?;
+    }
     Ok(())
 }
 

@@ -89,6 +89,20 @@ impl Bench {
         samples.over()
     }
 
+    /// Cost of a packet of a live pod in the program that holds others.
+    pub(super) fn holding(&mut self, packet: Packet) -> Result<f64> {
+        let program = if packet.direction == EGRESS { "hold_egress" } else { "hold_ingress" };
+        let frame = packet.frame();
+        let mut samples = Samples::default();
+        for _ in 0..GROUP_REPEATS {
+            let floor = self.idle.run(&frame, Skb::default(), REPEAT)?.time;
+            let run = self.programs.run(program, &frame, Skb::default(), REPEAT)?;
+            ensure!(run.code == 1, "a live pod's packet gets {}", run.code);
+            samples.add(run.time, floor);
+        }
+        samples.over()
+    }
+
     /// Cost of each packet of a flow's life. The flows are gone afterwards.
     pub(super) fn life(&mut self, packets: &[Packet], interface: u32) -> Result<Vec<f64>> {
         let tables: &[_] = if packets.len() == 1 { &["EMBRYONIC"] } else { &["EMBRYONIC", "ESTABLISHED", "ANSWERED"] };
