@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{generate, promtool};
 use crate::workspace::{cargo, root, say, step};
+use crate::{generate, promtool};
 
 /// Longer files hold more than one idea.
 const LONGEST_FILE: usize = 500;

@@ -47,7 +47,11 @@ impl Servers {
 /// The command that runs the tests, or lists them.
 pub(crate) fn tests(filter: Option<&str>, list: bool) -> std::process::Command {
     let mut command = cargo();
-    command.args(["test", "--package", "sekisho", "--test", "kube", "--"]).args(filter).args(["--ignored", "--test-threads", "1"]).args(LONG);
+    command
+        .args(["test", "--package", "sekisho", "--test", "kube", "--"])
+        .args(filter)
+        .args(["--ignored", "--test-threads", "1"])
+        .args(LONG);
     if list {
         command.args(["--list", "--format", "terse"]);
     }

@@ -20,9 +20,7 @@ impl Cut {
     pub(crate) fn from_api_server(plan: Plan) -> Result<Self> {
         let cut = Self(plan);
         // After the translation of the API server's Service.
-        let rules = format!(
-            "table inet {TABLE} {{ chain out {{ type filter hook output priority 10; tcp dport 6443 drop; }} }}\n"
-        );
+        let rules = format!("table inet {TABLE} {{ chain out {{ type filter hook output priority 10; tcp dport 6443 drop; }} }}\n");
         for number in plan.numbers() {
             nft(number, &rules)?;
         }

@@ -38,7 +38,7 @@ pub(crate) use cut::Cut;
 pub(crate) use down::down;
 pub(crate) use images::{PROBE, import};
 pub(crate) use node::{give_next, kubelet, static_pods};
-pub(crate) use plan::{Cni, Plan, Proxy, logs, node_addresses, node_name, root};
+pub(crate) use plan::{Cni, Plan, Proxy, logs, node_addresses, node_name, pki as certificates, root};
 
 pub(crate) use site::holder;
 

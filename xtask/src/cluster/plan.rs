@@ -121,7 +121,7 @@ pub(crate) fn logs() -> PathBuf {
 }
 
 /// Where keys and certificates are.
-pub(super) fn pki() -> PathBuf {
+pub(crate) fn pki() -> PathBuf {
     root().join("pki")
 }
 

@@ -8,11 +8,12 @@
 mod agents;
 mod api;
 mod chart;
-mod events;
 mod cleanup;
+mod events;
 mod faults;
 mod first;
 mod grid;
+mod grpc;
 mod kinds;
 mod latency;
 mod life;
@@ -74,6 +75,7 @@ const TESTS: &[Test] = &[
     ("rolling::rolling_updates_fail_no_connection_of_ours", rolling::rolling_updates_fail_no_connection_of_ours),
     ("faults::a_killed_agent_leaks_and_cuts_nothing", faults::a_killed_agent_leaks_and_cuts_nothing),
     ("upgrade::a_rolling_update_leaks_and_cuts_nothing", upgrade::a_rolling_update_leaks_and_cuts_nothing),
+    ("grpc::only_clients_with_a_certificate_are_answered", grpc::only_clients_with_a_certificate_are_answered),
     ("rights::the_doctor_names_a_missing_right", rights::the_doctor_names_a_missing_right),
     ("rights::no_capability_can_be_spared", rights::no_capability_can_be_spared),
     (

@@ -13,9 +13,7 @@ use super::pods::{Pod, server};
 use super::probe::{PATIENCE, Protocol, SILENCE, answered, answered_from};
 use super::scenarios::policy;
 use super::upgrade::Crossing;
-use crate::cluster::{
-    Cut, PROBE, compact_history, kill_api_server, node_name, processes_of_pod, restart_api_server, static_pods,
-};
+use crate::cluster::{Cut, PROBE, compact_history, kill_api_server, node_name, processes_of_pod, restart_api_server, static_pods};
 
 /// How long the API server is away.
 const AWAY: Duration = Duration::from_mins(1);
@@ -161,9 +159,8 @@ impl Town {
                 .iter()
                 .map(|(from, to, ..)| {
                     let (from, to) = (pod(from)?, pod(to)?);
-                    let try_both = move || {
-                        from.netns().within(|| Ok([0, 1].map(|family| answered(Protocol::Tcp, to.addresses[family], 80, UNSURE))))
-                    };
+                    let try_both =
+                        move || from.netns().within(|| Ok([0, 1].map(|family| answered(Protocol::Tcp, to.addresses[family], 80, UNSURE))));
                     Ok(scope.spawn(try_both))
                 })
                 .collect::<Result<_>>()?;

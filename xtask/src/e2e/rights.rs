@@ -108,7 +108,7 @@ pub(super) fn the_doctor_names_a_missing_right(stage: &Stage) -> Result<()> {
     };
     let (code, answer) = doctor()?;
     ensure!(code == Some(0) && answer["verdict"] == "good", "{code:?}: {answer:#}");
-    for check in ["kernel", "btf", "capabilities", "bpf", "cgroup", "bpffs", "network", "rbac", "hooks", "agent", "coverage"] {
+    for check in ["kernel", "btf", "capabilities", "bpf", "cgroup", "bpffs", "rbac", "hooks", "agent", "coverage"] {
         ensure!(finding(&answer, check)["state"] == "good", "{check}: {answer:#}");
     }
     let role = stage.api.must("GET", path, None)?.body;
