@@ -46,8 +46,7 @@ pub(super) fn page(status: proto::StatusResponse, format: Format) -> String {
 
 /// In the older format a counter's description has the name that its samples have, and nothing marks the end.
 fn as_text(page: &str) -> String {
-    let counters: HashSet<&str> =
-        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let counters: HashSet<&str> = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
     let mut text = String::with_capacity(page.len() + 256);
     for line in page.lines().filter(|line| *line != "# EOF") {
         let mut words = line.splitn(4, ' ');

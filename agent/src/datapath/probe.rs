@@ -118,7 +118,7 @@ pub fn neighbours(pin_dir: &Path) -> io::Result<Vec<Neighbour>> {
 /// Programs behind the links that are pinned below a directory.
 fn ours(pin_dir: &Path) -> HashSet<u32> {
     let folders = layouts(pin_dir).into_iter().map(|layout| layout.join("links"));
-    let pins = folders.filter_map(|folder| fs::read_dir(folder).ok()).flat_map(|entries| entries.flatten());
+    let pins = folders.filter_map(|folder| fs::read_dir(folder).ok()).flat_map(Iterator::flatten);
     let links = pins.filter_map(|pin| bpf::open_pin(&pin.path()).ok());
     links.filter_map(|link| bpf::link_info(link.as_fd()).ok()).map(|info| info.program).collect()
 }

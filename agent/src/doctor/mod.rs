@@ -76,6 +76,7 @@ impl Finding {
     }
 
     /// With what to do.
+    #[must_use]
     pub fn remedy(self, remedy: impl Into<String>) -> Self {
         Self { remedy: Some(remedy.into()), ..self }
     }

@@ -5,6 +5,7 @@ use std::io::Write as _;
 
 use futures_util::future::join_all;
 use sekisho_proto::{Decision, ExplainRequest, ExplainResponse, ModeRequest, ModeResponse, StatusRequest, StatusResponse, Verdict};
+use tokio::sync::Semaphore;
 use tonic::{Response, Status};
 
 use super::super::client::{Client, run};
@@ -13,6 +14,9 @@ use super::super::{Exit, Failure, render};
 use super::places::{self, Place};
 use super::tunnel::{PATIENCE, Tunnel};
 use super::{ClusterArgs, complain};
+
+/// Nodes that are asked at a time.
+const AT_ONCE: usize = 64;
 
 /// What one node answered: or why not, and whether it was reached at all.
 struct Answer<T> {
@@ -41,7 +45,9 @@ where
 {
     let kube = args.client().await?;
     let places = places::find(&kube, args).await?;
+    let turns = Semaphore::new(AT_ONCE);
     let one = async |place: Place| {
+        let _turn = turns.acquire().await;
         let said = async {
             let pod = place.pod.map_err(Silence::Unreached)?;
             let tunnel = Tunnel::open(&kube, &args.agents_namespace, &pod).await.map_err(Silence::Unreached)?;

@@ -70,6 +70,11 @@ impl Merge {
         Self { lanes: (0..lanes).map(|_| Lane { state: State::Past, head: None, heard: None }).collect(), window }
     }
 
+    /// One more lane, whose past nobody waits for.
+    pub(super) fn add(&mut self) {
+        self.lanes.push(Lane { state: State::Down, head: None, heard: None });
+    }
+
     /// Whether a lane's next word can be taken in.
     pub(super) fn wants(&self, lane: usize) -> bool {
         self.lanes[lane].head.is_none() && self.lanes[lane].state != State::Ended

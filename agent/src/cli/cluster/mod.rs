@@ -73,6 +73,11 @@ impl ClusterArgs {
         self.node.len() == 1
     }
 
+    /// Whether nodes that come later are meant as well.
+    fn all(&self) -> bool {
+        self.node.is_empty()
+    }
+
     async fn client(&self) -> Result<Client, Failure> {
         let cannot = |e: &dyn std::fmt::Display| Failure::new(Exit::CannotRun, e);
         let mut config = self.config().await?;

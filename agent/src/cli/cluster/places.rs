@@ -40,6 +40,15 @@ pub(super) async fn find(client: &Client, args: &ClusterArgs) -> Result<Vec<Plac
     Ok(places)
 }
 
+/// Places of nodes that are not among those known; none where the API server does not tell.
+pub(super) async fn find_new(client: &Client, args: &ClusterArgs, known: &[String]) -> Vec<Place> {
+    let (Ok(pods), Ok(nodes)) = (agents(client, args).await, nodes(client).await) else { return Vec::new() };
+    let mut places = places(&pods, Some(&nodes), &[]);
+    // A node that is just being made has no agent yet.
+    places.retain(|place| place.pod.is_ok() && !known.contains(&place.node));
+    places
+}
+
 /// Where a node's agent is now; it may have been replaced.
 pub(super) async fn find_again(client: &Client, args: &ClusterArgs, node: &str) -> Result<String, String> {
     let pods = agents(client, args).await.map_err(|failure| failure.to_string())?;

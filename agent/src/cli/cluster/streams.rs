@@ -17,10 +17,14 @@ use super::super::render;
 use super::super::{Exit, Failure};
 use super::lanes::{self, Road};
 use super::merge::{Merge, Next, Said};
+use super::places::Place;
 use super::{ClusterArgs, places};
 
 /// How long one node's record waits for another's that may be older.
 const WINDOW: Duration = Duration::from_millis(500);
+
+/// How often nodes are looked for that have joined the cluster.
+const NEWCOMERS: Duration = Duration::from_secs(15);
 
 /// What is asked of every node.
 #[derive(Clone, Debug)]
@@ -88,10 +92,15 @@ pub(in crate::cli) fn records(args: &ClusterArgs, ask: &Ask, output: OutputArgs)
         let road =
             Road { kube, args: args.clone(), follow: ask.follow(), said: Notify::new(), lost: AtomicBool::new(false), ask: ask.clone() };
         let road = Arc::new(road);
+        let names = places.iter().map(|place| place.node.clone()).collect();
         let lanes = places.into_iter().map(|place| lanes::start(&road, place)).collect();
+        let (tell, newcomers) = mpsc::unbounded_channel();
+        if road.follow && args.all() {
+            tokio::spawn(watch(Arc::clone(&road), names, tell));
+        }
         let page = Page { printer: Printer::new(output), width: if args.one() { 0 } else { width } };
         tokio::select! {
-            printed = print(&road, lanes, page) => printed?,
+            printed = print(&road, lanes, newcomers, page) => printed?,
             _ = tokio::signal::ctrl_c() => {}
         }
         // A node that went away is a hole in what was printed.
@@ -115,12 +124,35 @@ impl Page {
     }
 }
 
-async fn print(road: &Road, mut lanes: Vec<mpsc::Receiver<Said>>, mut page: Page) -> Result<(), Failure> {
+/// Looks for nodes that join the cluster, for good.
+async fn watch(road: Arc<Road>, mut known: Vec<String>, tell: mpsc::UnboundedSender<Place>) {
+    loop {
+        tokio::time::sleep(NEWCOMERS).await;
+        for place in places::find_new(&road.kube, &road.args, &known).await {
+            known.push(place.node.clone());
+            if tell.send(place).is_err() {
+                return;
+            }
+            road.said.notify_one();
+        }
+    }
+}
+
+async fn print(
+    road: &Arc<Road>,
+    mut lanes: Vec<mpsc::Receiver<Said>>,
+    mut newcomers: mpsc::UnboundedReceiver<Place>,
+    mut page: Page,
+) -> Result<(), Failure> {
     let mut merge = Merge::new(lanes.len(), WINDOW);
     // The newest of the past, where not all of it is wanted.
     let mut newest: Option<VecDeque<Box<Record>>> = road.ask.last().map(|_| VecDeque::new());
     let most = road.ask.last().unwrap_or(usize::MAX);
     loop {
+        while let Ok(place) = newcomers.try_recv() {
+            lanes.push(lanes::start(road, place));
+            merge.add();
+        }
         for (number, lane) in lanes.iter_mut().enumerate() {
             listen(&mut merge, number, lane);
         }

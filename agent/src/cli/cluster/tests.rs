@@ -76,6 +76,20 @@ fn a_lane_that_is_down_holds_nobody_up_and_counts_again_when_it_speaks() {
 }
 
 #[test]
+fn a_lane_that_joins_holds_nobody_up_before_it_speaks() {
+    let start = Instant::now();
+    let mut merge = Merge::new(1, WINDOW);
+    merge.hear(0, Said::Caught(start));
+    merge.add();
+    assert!(merge.past_is_told());
+    merge.hear(0, said(start, 0, 10));
+    assert_eq!(time(merge.next(start)), Some(10));
+    merge.hear(1, Said::Caught(start));
+    merge.hear(0, said(start, 0, 11));
+    assert!(matches!(merge.next(start), Next::Wait(Some(_))));
+}
+
+#[test]
 fn a_clock_that_is_hours_behind_holds_nobody_up_for_ever() {
     let start = Instant::now();
     let mut merge = Merge::new(2, WINDOW);
