@@ -191,14 +191,14 @@ fn refusal(answers: &[Answer<ExplainResponse>], request: &ExplainRequest) -> Str
 mod tests {
     use super::*;
 
-    fn decision(verdict: Verdict) -> Option<Decision> {
-        Some(Decision { verdict: verdict.into(), ..Decision::default() })
+    fn decision(verdict: Verdict) -> Decision {
+        Decision { verdict: verdict.into(), ..Decision::default() }
     }
 
     #[test]
     fn each_end_is_explained_by_its_own_node_and_the_worse_verdict_counts() {
-        let egress = ExplainResponse { egress: decision(Verdict::Allowed), mode: "enforce".into(), ..ExplainResponse::default() };
-        let ingress = ExplainResponse { ingress: decision(Verdict::Denied), mode: "enforce".into(), ..ExplainResponse::default() };
+        let egress = ExplainResponse { egress: Some(decision(Verdict::Allowed)), mode: "enforce".into(), ..ExplainResponse::default() };
+        let ingress = ExplainResponse { ingress: Some(decision(Verdict::Denied)), mode: "enforce".into(), ..ExplainResponse::default() };
         for answers in [[&egress, &ingress], [&ingress, &egress]] {
             let whole = whole(answers.into_iter()).expect("two answers");
             assert_eq!(whole.verdict(), Verdict::Denied);
