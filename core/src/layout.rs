@@ -14,8 +14,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// An address of either family, IPv4 as v4-mapped IPv6.
 pub type Address = [u8; 16];
 
+mod described;
 mod meaning;
 
+pub use described::{Field, Type};
 pub(crate) use meaning::numbers;
 pub use meaning::{address_flags, contact, end_reason, endpoint_flags, event, flow_flags, mode, reason, verdict};
 
@@ -29,28 +31,6 @@ pub const UNKNOWN: u8 = 2;
 /// An endpoint number with this bit set names a cgroup endpoint (the rest is [`Endpoint::index`]);
 /// without it, it is the interface index of the pod's host-side veth.
 pub const CGROUP_ENDPOINT: u32 = 0x8000_0000;
-
-/// A boundary type as a running build knows it, for builds that come after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Type {
-    /// Its name.
-    pub name: &'static str,
-    /// Bytes of a value.
-    pub size: usize,
-    /// What it is made of, in order.
-    pub fields: &'static [Field],
-}
-
-/// A field of a boundary [`Type`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Field {
-    /// Its name.
-    pub name: &'static str,
-    /// Its type as written: a number, an array of numbers, or another boundary type.
-    pub kind: &'static str,
-    /// Where it begins.
-    pub offset: usize,
-}
 
 /// Bytes that the types of the upgrade test's build have more: fields of a next version, which nothing uses.
 const NEXT: usize = if cfg!(feature = "next-layout") { 8 } else { 0 };
@@ -88,32 +68,7 @@ macro_rules! boundary {
 }
 
 /// FNV-1a over the names, types and offsets of every boundary type.
-pub const LAYOUT: u64 = {
-    let mut hash = 0xcbf2_9ce4_8422_2325;
-    let mut t = 0;
-    while t < TYPES.len() {
-        hash = fnv(hash, TYPES[t].name);
-        let mut f = 0;
-        while f < TYPES[t].fields.len() {
-            let field = &TYPES[t].fields[f];
-            hash = fnv(fnv(hash, field.name), field.kind);
-            hash = (hash ^ field.offset as u64).wrapping_mul(0x100_0000_01b3);
-            f += 1;
-        }
-        t += 1;
-    }
-    hash
-};
-
-const fn fnv(mut hash: u64, text: &str) -> u64 {
-    let bytes = text.as_bytes();
-    let mut i = 0;
-    while i < bytes.len() {
-        hash = (hash ^ bytes[i] as u64).wrapping_mul(0x100_0000_01b3);
-        i += 1;
-    }
-    hash
-}
+pub const LAYOUT: u64 = described::hash(TYPES);
 
 boundary! {
     /// Key of an IPv4 flow, written from the endpoint's side so that both directions share it.
@@ -526,23 +481,4 @@ boundary! {
         /// `bpf_jiffies64`.
         pub jiffies: u64,
     } = 16;
-}
-
-impl Rules {
-    /// Without ports of its own.
-    pub const fn new(any: u32, ports: u32) -> Self {
-        Self { any, ports, rule: [0; 2], port: [0; 2], protocol: [0; 2], pad: [0; 2] }
-    }
-
-    /// The rule of a port that stands here; 0 = none.
-    #[inline(always)]
-    pub const fn near(&self, protocol: u8, port: u16) -> u32 {
-        if self.port[0] == port && self.protocol[0] == protocol {
-            self.rule[0]
-        } else if self.port[1] == port && self.protocol[1] == protocol {
-            self.rule[1]
-        } else {
-            0
-        }
-    }
 }

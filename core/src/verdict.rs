@@ -22,6 +22,25 @@ pub trait Tables {
     fn port(&self, table: u32, protocol: u8, port: u16) -> Option<u32>;
 }
 
+impl Rules {
+    /// Without ports of its own.
+    pub const fn new(any: u32, ports: u32) -> Self {
+        Self { any, ports, rule: [0; 2], port: [0; 2], protocol: [0; 2], pad: [0; 2] }
+    }
+
+    /// The rule of a port that stands here; 0 = none.
+    #[inline(always)]
+    pub const fn near(&self, protocol: u8, port: u16) -> u32 {
+        if self.port[0] == port && self.protocol[0] == protocol {
+            self.rule[0]
+        } else if self.port[1] == port && self.protocol[1] == protocol {
+            self.rule[1]
+        } else {
+            0
+        }
+    }
+}
+
 /// The question.
 #[derive(Clone, Copy, Debug)]
 pub struct Question<'a> {

@@ -1,6 +1,7 @@
 //! Behind a Service: the client's record names what its connection really became, so that it joins with the record of
 //! the server's end. The translation is the kernel's own, as kube-proxy sets it up. Needs root and nft.
 
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -27,7 +28,8 @@ fn shop(name: &str, masqueraded: bool) -> Result<Shop> {
     let mut rules = String::new();
     for (family, (at, to)) in [("ip", (ADDRESSES[0], server.v4().to_string())), ("ip6", (ADDRESSES[1], format!("[{}]", server.v6())))] {
         let masquerade = if masqueraded { format!("{family} daddr {} masquerade;", to.trim_matches(['[', ']'])) } else { String::new() };
-        rules += &format!(
+        write!(
+            rules,
             "table {family} services {{
                 chain prerouting {{
                     type nat hook prerouting priority dstnat;
@@ -36,7 +38,7 @@ fn shop(name: &str, masqueraded: bool) -> Result<Shop> {
                 }}
                 chain postrouting {{ type nat hook postrouting priority srcnat; {masquerade} }}
             }}\n"
-        );
+        )?;
     }
     let file = lab.directory().join("services.nft");
     std::fs::write(&file, rules)?;

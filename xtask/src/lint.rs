@@ -68,7 +68,7 @@ fn sizes(name: &str, text: &str, found: &mut Vec<String>) {
         let code = line.trim_start();
         let indent = line.len() - code.len();
         let starts = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "async fn ", "pub async fn ", "pub(crate) async fn "];
-        if !starts.iter().any(|start| code.starts_with(start)) || code.ends_with(';') {
+        if !starts.iter().any(|start| code.starts_with(start)) || code.ends_with([';', '}']) {
             continue;
         }
         let close = format!("{}}}", " ".repeat(indent));
