@@ -11,7 +11,7 @@ use super::plan::Plan;
 /// The table in each node's nftables that drops.
 const TABLE: &str = "sekisho-e2e-cut";
 
-/// As long as it is there, no node reaches the API server.
+/// As long as it is there, no node makes a connection to the API server.
 #[derive(Debug)]
 pub(crate) struct Cut(Plan);
 
@@ -20,7 +20,8 @@ impl Cut {
     pub(crate) fn from_api_server(plan: Plan) -> Result<Self> {
         let cut = Self(plan);
         // After the translation of the API server's Service.
-        let rules = format!("table inet {TABLE} {{ chain out {{ type filter hook output priority 10; tcp dport 6443 drop; }} }}\n");
+        let rules =
+            format!("table inet {TABLE} {{\n chain out {{\n  type filter hook output priority 10;\n  tcp dport 6443 drop;\n }}\n}}\n");
         for number in plan.numbers() {
             nft(number, &rules)?;
         }

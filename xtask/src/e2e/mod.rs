@@ -31,6 +31,7 @@ mod services;
 mod source;
 mod upgrade;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -95,15 +96,19 @@ pub(crate) fn run(plan: Plan, filter: Option<&str>, keep: bool) -> Result<()> {
         bail!("no test's name contains {:?}", filter.unwrap_or_default());
     }
     cleanup::on_interrupt();
-    let stage = match Stage::set(plan) {
+    // Whether a cluster was touched that has to go.
+    let mut spoiled = false;
+    let stage = match Stage::prepare().and_then(|tools| Stage::set(plan, &tools).inspect_err(|_| spoiled = true)) {
         Ok(stage) => stage,
         Err(error) => {
             for (name, _) in &chosen {
                 println!("test {name} ... did not run");
             }
             println!("0 passed, 0 failed, {} did not run", chosen.len());
-            let error = error.context("the tests did not run");
-            return cleanup::after(plan, false, keep).and(Err(error));
+            if spoiled {
+                cleanup::after(plan, false, keep)?;
+            }
+            return Err(error.context("the tests did not run"));
         }
     };
     let mut failed = Vec::new();
@@ -135,17 +140,20 @@ pub(crate) fn run(plan: Plan, filter: Option<&str>, keep: bool) -> Result<()> {
 }
 
 impl Stage {
+    /// Helm and the image: what can be had without a cluster.
+    fn prepare() -> Result<(PathBuf, PathBuf)> {
+        Ok((ensure_helm()?, image::build(&[image::Platform::Amd64])?))
+    }
+
     /// Cluster, image, chart.
-    fn set(plan: Plan) -> Result<Self> {
-        let helm = ensure_helm()?;
-        let archive = image::build(&[image::Platform::Amd64])?;
+    fn set(plan: Plan, (helm, archive): &(PathBuf, PathBuf)) -> Result<Self> {
         let client = cluster::up(plan)?;
-        cluster::import(&archive)?;
+        cluster::import(archive)?;
         say("install the chart");
         let begin = Instant::now();
         let installed = ["upgrade", "--install", "sekisho", "deploy/helm", "--namespace", NAMESPACE, "--create-namespace"];
         let settings = ["--set", "mode=enforce", "--set", "image.pullPolicy=Never", "--wait", "--timeout", "120s"];
-        let mut command = client.command(&helm);
+        let mut command = client.command(helm);
         // The same image name may hold another program since the last run: pods take it at their next start.
         let fresh = format!("podAnnotations.sekisho\\.dev/e2e={}", std::process::id());
         command.args(installed).args(settings).args(["--set-string", &fresh]).current_dir(root());
