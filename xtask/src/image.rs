@@ -63,12 +63,9 @@ pub(crate) fn build(platforms: &[Platform]) -> Result<PathBuf> {
             Platform::Arm64 => build_for_arm()?,
         };
         let bytes = without_symbols(&program)?;
-        if bytes.len() > LARGEST {
-            bail!("{} has {} bytes; an image has at most {LARGEST}", program.display(), bytes.len());
-        }
         elf::must_be_static(&bytes, platform.machine()).with_context(|| program.display().to_string())?;
         images.push(
-            Image::of_program(platform.architecture(), "sekisho", &bytes, &["/sekisho"])
+            Image::of_program(platform.architecture(), "sekisho", &bytes, &["/sekisho"])?
                 .label("org.opencontainers.image.title", "sekisho")
                 .label("org.opencontainers.image.version", env!("CARGO_PKG_VERSION"))
                 .label("org.opencontainers.image.licenses", "Apache-2.0"),
@@ -78,7 +75,10 @@ pub(crate) fn build(platforms: &[Platform]) -> Result<PathBuf> {
     archive.add(NAME, &images);
     let file = target_dir().join("sekisho-image.tar");
     let bytes = archive.finish();
-    eprintln!("    {NAME}, {} MiB", bytes.len() >> 20);
+    if bytes.len() > LARGEST * platforms.len() {
+        bail!("the archive has {} bytes; an image has at most {LARGEST}", bytes.len());
+    }
+    eprintln!("    {NAME}, {} kB", bytes.len() / 1000);
     fs::write(&file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(file)
 }

@@ -21,7 +21,7 @@ pub(super) fn import_own(plan: Plan, program: &Path) -> Result<()> {
     let program = std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
     let mut archive = Archive::new();
     for (name, words) in [(PAUSE, &["/sekisho-lab", "pause"][..]), (PROBE, &["/sekisho-lab"][..])] {
-        archive.add(name, &[Image::of_program("amd64", "sekisho-lab", &program, words)]);
+        archive.add(name, &[Image::of_program("amd64", "sekisho-lab", &program, words)?]);
     }
     let file = plan::root().join("probe.tar");
     std::fs::write(&file, archive.finish()).context("cannot write the probe's image")?;

@@ -29,21 +29,25 @@ pub(super) fn used_and_granted_are_the_same(stage: &Stage) -> Result<()> {
     }
     let (used, refused) = used()?;
     ensure!(!used.is_empty(), "the audit log knows nothing of the agents");
-    let tell = |rights: &BTreeSet<Right>| {
-        rights.iter().map(|(verb, group, resource)| format!("{verb} {resource}.{group}")).collect::<Vec<_>>().join(", ")
-    };
-    if !refused.is_empty() {
-        bail!("the agents were refused: {}", tell(&refused));
-    }
-    let unused: BTreeSet<Right> = granted.difference(&used).cloned().collect();
-    if !unused.is_empty() {
-        bail!("granted and never used: {}", tell(&unused));
-    }
-    let more: BTreeSet<Right> = used.difference(&granted).cloned().collect();
-    if !more.is_empty() {
-        bail!("used and not granted by the chart: {}", tell(&more));
-    }
+    compare(&granted, &used, &refused)?;
     eprintln!("    {} rights, all used, none missing", granted.len());
+    Ok(())
+}
+
+/// Fails unless what was granted is what was used, and nothing was refused.
+fn compare(granted: &BTreeSet<Right>, used: &BTreeSet<Right>, refused: &BTreeSet<Right>) -> Result<()> {
+    let tell = |rights: &mut dyn Iterator<Item = &Right>| {
+        rights.map(|(verb, group, resource)| format!("{verb} {resource}.{group}")).collect::<Vec<_>>().join(", ")
+    };
+    let all = [
+        ("the agents were refused", tell(&mut refused.iter())),
+        ("granted and never used", tell(&mut granted.difference(used))),
+        ("used and not granted by the chart", tell(&mut used.difference(granted))),
+    ];
+    let wrong: Vec<String> = all.iter().filter(|(_, rights)| !rights.is_empty()).map(|(what, rights)| format!("{what}: {rights}")).collect();
+    if !wrong.is_empty() {
+        bail!("{}", wrong.join("; "));
+    }
     Ok(())
 }
 
@@ -80,7 +84,11 @@ fn used() -> Result<(BTreeSet<Right>, BTreeSet<Right>)> {
             continue;
         }
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let right = (text(&event["verb"]), text(&event["objectRef"]["apiGroup"]), text(&event["objectRef"]["resource"]));
+        let mut resource = text(&event["objectRef"]["resource"]);
+        if let Some(part) = event["objectRef"]["subresource"].as_str() {
+            resource = format!("{resource}/{part}");
+        }
+        let right = (text(&event["verb"]), text(&event["objectRef"]["apiGroup"]), resource);
         if event["responseStatus"]["code"] == 403 {
             refused.insert(right);
         } else {
@@ -175,4 +183,25 @@ fn refuses_without(stage: &Stage, capability: &str) -> Result<()> {
         Ok(false)
     });
     outcome.with_context(|| format!("without {capability} the agent should end with 3 and name it; seen {seen:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BTreeSet, Right, compare};
+
+    fn rights(names: &[&str]) -> BTreeSet<Right> {
+        names.iter().map(|name| ("watch".to_owned(), String::new(), (*name).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_right_too_few_and_a_right_too_many_are_named() {
+        let both = rights(&["nodes", "pods"]);
+        assert!(compare(&both, &both, &rights(&[])).is_ok());
+        let few = compare(&rights(&["pods"]), &rights(&["pods"]), &rights(&["nodes"])).unwrap_err().to_string();
+        assert!(few.contains("refused: watch nodes."), "{few}");
+        let many = compare(&rights(&["nodes", "pods", "secrets"]), &both, &rights(&[])).unwrap_err().to_string();
+        assert!(many.contains("never used: watch secrets."), "{many}");
+        let elsewhere = compare(&rights(&["pods"]), &both, &rights(&[])).unwrap_err().to_string();
+        assert!(elsewhere.contains("not granted by the chart: watch nodes."), "{elsewhere}");
+    }
 }

@@ -6,14 +6,17 @@
 mod tar;
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use tar::Tar;
 
 /// What the format calls its parts.
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -22,6 +25,8 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 #[derive(Debug)]
 pub(crate) struct Image {
     architecture: &'static str,
+    /// The digest of the layer as it is unpacked.
+    unpacked: String,
     layer: Vec<u8>,
     entrypoint: Vec<String>,
     labels: BTreeMap<&'static str, String>,
@@ -29,11 +34,12 @@ pub(crate) struct Image {
 
 impl Image {
     /// The program at the root of an empty file system, started with `words`.
-    pub(crate) fn of_program(architecture: &'static str, name: &str, program: &[u8], words: &[&str]) -> Self {
+    pub(crate) fn of_program(architecture: &'static str, name: &str, program: &[u8], words: &[&str]) -> Result<Self> {
         let mut layer = Tar::default();
         layer.file(name, 0o755, program);
+        let layer = layer.finish();
         let entrypoint = words.iter().map(|&word| word.to_owned()).collect();
-        Self { architecture, layer: layer.finish(), entrypoint, labels: BTreeMap::new() }
+        Ok(Self { architecture, unpacked: digest(&layer), layer: gzip(&layer)?, entrypoint, labels: BTreeMap::new() })
     }
 
     /// Says something about it that tools show.
@@ -51,7 +57,7 @@ impl Image {
             "architecture": self.architecture,
             "os": "linux",
             "config": {"Entrypoint": self.entrypoint, "WorkingDir": "/", "Labels": self.labels},
-            "rootfs": {"type": "layers", "diff_ids": [digest(&self.layer)]},
+            "rootfs": {"type": "layers", "diff_ids": [self.unpacked]},
             "history": [{"created_by": "cargo xtask image"}],
         })
     }
@@ -114,6 +120,24 @@ impl Archive {
     }
 }
 
+/// Without a name and a time in it: the same content makes the same bytes.
+fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut child = Command::new("gzip")
+        .args(["--no-name", "--stdout"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("gzip does not start")?;
+    let mut input = child.stdin.take().context("standard input was piped")?;
+    let output = std::thread::scope(|scope| {
+        let writer = scope.spawn(move || input.write_all(bytes));
+        let output = child.wait_with_output();
+        writer.join().expect("writing does not panic").and(output)
+    })?;
+    ensure!(output.status.success(), "gzip: {}", output.status);
+    Ok(output.stdout)
+}
+
 fn digest(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     let mut text = "sha256:".to_owned();
@@ -140,13 +164,13 @@ mod tests {
 
     #[test]
     fn the_same_content_makes_the_same_bytes() {
-        let image = || Image::of_program("amd64", "program", b"ELF", &["/program", "agent"]).label("a", "b");
+        let image = || Image::of_program("amd64", "program", b"ELF", &["/program", "agent"]).unwrap().label("a", "b");
         assert_eq!(archive(&[image()]), archive(&[image()]));
     }
 
     #[test]
     fn several_platforms_stand_under_one_name() {
-        let one = |architecture| Image::of_program(architecture, "program", b"ELF", &["/program"]);
+        let one = |architecture| Image::of_program(architecture, "program", b"ELF", &["/program"]).unwrap();
         let text = String::from_utf8_lossy(&archive(&[one("amd64"), one("arm64")])).into_owned();
         assert_eq!(text.matches("io.containerd.image.name").count(), 1);
         for wanted in [r#""architecture":"arm64","os":"linux""#, r#""architecture":"amd64","os":"linux""#, "example.dev/program:7"] {
