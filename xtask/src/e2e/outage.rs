@@ -68,7 +68,7 @@ pub(super) fn without_api_server_verdicts_stay(stage: &Stage) -> Result<()> {
         let status = stage.status(node)?;
         ensure!(status["source"]["stale_since"].is_null() && status["source"]["staleSince"].is_null(), "{node}: {}", status["source"]);
     }
-    stage.client.wait(Duration::from_secs(60), "every node is ready again", |client| {
+    stage.client.wait(Duration::from_secs(120), "every node is ready again", |client| {
         Ok(client.lines(&["get", "nodes", "--no-headers"])?.iter().all(|line| line.contains(" Ready ")))
     })?;
     stage.forget(&["e2e-away", TOWN])
