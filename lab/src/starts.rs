@@ -47,7 +47,8 @@ pub fn newcomer(namespace: &str, name: &str) -> PodSpec {
     PodSpec::new(namespace, name).label("app", "newcomer").just_scheduled()
 }
 
-/// Lets `count` pods start in `namespace`, send to the server for at most `limit` each, and vanish.
+/// Lets `count` pods start in `namespace` and send to the server for at most `limit` each. A node full of them vanishes
+/// before the next ones start.
 pub fn starts(lab: &Lab, server: &Pod, namespace: &str, count: usize, limit: Duration) -> Result<Starts> {
     /// Addresses that they use in turn.
     const PLACES: usize = 100;
@@ -55,6 +56,7 @@ pub fn starts(lab: &Lab, server: &Pod, namespace: &str, count: usize, limit: Dur
     let sniffer = Sniffer::start(server.netns(), "eth0")?;
     let mut all = Starts::default();
     let mut senders = Vec::new();
+    let mut alive = Vec::new();
     for number in 0..count {
         let place = u8::try_from(FIRST + number % PLACES)?;
         let pod = lab.pod_at(newcomer(namespace, &format!("newcomer-{number}")), place)?;
@@ -62,8 +64,12 @@ pub fn starts(lab: &Lab, server: &Pod, namespace: &str, count: usize, limit: Dur
         let told = running.finish(limit + Duration::from_secs(10))?.json().with_context(|| format!("newcomer {number}"))?;
         all.starts.push(Start::read(&told));
         senders.extend([pod.v4(), pod.v6()]);
-        pod.delete()?;
+        alive.push(pod);
+        if alive.len() == PLACES {
+            alive.drain(..).try_for_each(Pod::delete)?;
+        }
     }
+    alive.into_iter().try_for_each(Pod::delete)?;
     all.arrived =
         sniffer.total(|flow| flow.heading == Heading::In && matches!(flow.protocol, 6 | 17) && senders.contains(&flow.source.0))?.packets;
     Ok(all)

@@ -117,7 +117,7 @@ impl Datapath {
         let interfaces: Vec<u32> = self.slots.numbers().map(|(number, _)| number).collect();
         let cgroups: Vec<u64> = self.maps.cgroups.entries().unwrap_or_default().into_iter().map(|(id, _)| id).collect();
         let keep = |name: &str| match (interface_of(name), cgroup_of(name)) {
-            (Some(ifindex), _) => interfaces.contains(&ifindex),
+            (Some(ifindex), _) => interfaces.contains(&ifindex) || self.waits_for_its_pod(ifindex),
             (_, Some(id)) => cgroups.contains(&id),
             _ => true,
         };

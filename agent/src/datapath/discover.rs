@@ -69,6 +69,11 @@ impl<'a> Surroundings<'a> {
         self.links.iter().any(|link| link.index == ifindex && (nsid.is_none() || link.nsid == nsid))
     }
 
+    /// Interfaces that lead into namespaces.
+    pub(super) fn ends(&self) -> Vec<u32> {
+        self.links.iter().filter(|link| link.nsid.is_some() && ends_in_pod(link)).map(|link| link.index).collect()
+    }
+
     /// Finds a pod.
     pub(super) fn find(&mut self, pod: &Pod, cgroup: Option<&PodCgroup>) -> Place {
         if pod.host_network {

@@ -8,6 +8,7 @@
 //! Order of use: [`Datapath::open`], then [`Datapath::reconcile`] with the local pods (finds their addresses), compile,
 //! [`Datapath::apply`] (writes policy, and only then attaches), and so on at every change.
 
+mod ahead;
 mod apply;
 mod attach;
 mod bpf;
@@ -133,6 +134,7 @@ pub struct Datapath {
     early: Vec<layout::Closing>,
     sweeper: sweep::Sweeper,
     holding: hold::Holding,
+    ahead: ahead::Ahead,
 }
 
 /// Whether a data path can run here at all: kernel, rights, BTF, cgroup v2. Touches nothing.
@@ -188,6 +190,7 @@ impl Datapath {
             early: Vec::new(),
             sweeper: sweep::Sweeper::default(),
             holding: hold::Holding::default(),
+            ahead: ahead::Ahead::default(),
         };
         datapath.open_formers(&former);
         datapath.take_over()?;

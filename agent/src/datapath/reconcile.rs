@@ -68,11 +68,13 @@ impl Datapath {
         }
         self.find_cgroups(pods);
         self.note_sources(pods);
-        if let Err(error) = self.find_places(pods, &mut changes) {
+        let ends = self.find_places(pods, &mut changes).unwrap_or_else(|error| {
             tracing::warn!(%error, "the node's interfaces cannot be listed");
-        }
+            Vec::new()
+        });
         self.attach_ready();
         self.follow_hold();
+        self.attach_ahead(&ends);
         self.drop_strangers(pods);
         changes
     }
@@ -185,7 +187,8 @@ impl Datapath {
         }
     }
 
-    fn find_places(&mut self, pods: &[Arc<Pod>], changes: &mut Vec<EndpointChange>) -> io::Result<()> {
+    /// Returns the interfaces that lead into namespaces.
+    fn find_places(&mut self, pods: &[Arc<Pod>], changes: &mut Vec<EndpointChange>) -> io::Result<Vec<u32>> {
         let mut found = Vec::new();
         let mut surroundings = Surroundings::new(&mut self.netlink)?;
         for pod in pods {
@@ -199,10 +202,11 @@ impl Datapath {
                 Settled::Lost => found.push((pod, surroundings.find(pod, endpoint.cgroup.as_ref()))),
             }
         }
+        let ends = surroundings.ends();
         for (pod, place) in found {
             self.move_to(pod, place, changes);
         }
-        Ok(())
+        Ok(ends)
     }
 
     /// Gives an endpoint its place, after taking it from another one.
