@@ -32,10 +32,17 @@ pub(super) fn a_pods_first_packets_are_judged(stage: &Stage) -> Result<()> {
     let denied = arrived(stage, &target, "denied")?;
     ensure!(denied.iter().all(|(_, packets)| *packets == 0), "of senders that may not send, packets arrived: {denied:?}");
     let allowed = arrived(stage, &target, "allowed")?;
-    let least = allowed.iter().map(|(_, packets)| *packets).min().unwrap_or(0);
-    eprintln!("    {SENDERS} denied senders: nothing arrived; {SENDERS} allowed ones: of {DATAGRAMS} each at least {least} arrived");
-    // Half a second's worth may fall into the time until a policy is in force on this busy machine.
-    ensure!(least + u64::from(RATE) / 2 >= DATAGRAMS, "allowed senders were held for long: {allowed:?}");
+    let mut counts: Vec<u64> = allowed.iter().map(|(_, packets)| *packets).collect();
+    counts.sort_unstable();
+    let (least, median) = (counts[0], counts[counts.len() / 2]);
+    eprintln!(
+        "    {SENDERS} denied senders: nothing arrived; {SENDERS} allowed ones: of {DATAGRAMS} each at least {least} arrived, median {median}"
+    );
+    // All of them start at once, and the agent shares two processors with the runtimes that start them.
+    ensure!(
+        median + u64::from(RATE) / 4 >= DATAGRAMS && least + u64::from(RATE) >= DATAGRAMS,
+        "allowed senders were held for long: {allowed:?}"
+    );
     stage.forget(&[NAMESPACE])
 }
 

@@ -44,7 +44,8 @@ fn compare(granted: &BTreeSet<Right>, used: &BTreeSet<Right>, refused: &BTreeSet
         ("granted and never used", tell(&mut granted.difference(used))),
         ("used and not granted by the chart", tell(&mut used.difference(granted))),
     ];
-    let wrong: Vec<String> = all.iter().filter(|(_, rights)| !rights.is_empty()).map(|(what, rights)| format!("{what}: {rights}")).collect();
+    let wrong: Vec<String> =
+        all.iter().filter(|(_, rights)| !rights.is_empty()).map(|(what, rights)| format!("{what}: {rights}")).collect();
     if !wrong.is_empty() {
         bail!("{}", wrong.join("; "));
     }
