@@ -51,7 +51,7 @@ pub(super) fn without_api_server_verdicts_stay(stage: &Stage) -> Result<()> {
         kill_api_server()?;
         let cut = Cut::from_api_server(stage.plan)?;
         back_without_streaming(stage)?;
-        town.change(stage)?;
+        Town::change(stage)?;
         kill_api_server()?;
         compact_history()?;
         // From here on agents are refused, and not just unanswered.
@@ -142,7 +142,7 @@ impl Town {
     }
 
     /// One policy altered, one removed, one new, one pod labelled; and enough besides that there is a history.
-    fn change(&self, stage: &Stage) -> Result<()> {
+    fn change(stage: &Stage) -> Result<()> {
         stage.api.put_policy(&ingress("ledger", &json!([{"from": [{"podSelector": {"matchLabels": {"app": "bob"}}}]}])))?;
         stage.api.must("DELETE", &format!("/apis/networking.k8s.io/v1/namespaces/{TOWN}/networkpolicies/closed"), None)?;
         stage.api.put_policy(&ingress("open", &json!([])))?;
