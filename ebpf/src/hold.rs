@@ -47,7 +47,8 @@ pub(crate) fn packet(skb: Skb, direction: u8) -> Fate {
 
 #[inline(always)]
 fn is_live(skb: Skb, levels: u32) -> bool {
-    for level in 1..DEEPEST {
+    // Most pods lie in the group of their class, one deeper than guaranteed ones.
+    for level in (1..DEEPEST).rev() {
         if levels & (1 << level) == 0 {
             continue;
         }
