@@ -11,6 +11,7 @@ mod lookout;
 mod notices;
 mod policy;
 mod pump;
+mod rest;
 mod status;
 mod translate;
 

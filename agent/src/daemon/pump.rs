@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use super::control::{Command, Shared};
 use super::kernel::Asked;
+use super::rest::Rest;
 use super::translate::Translator;
 use crate::cli::{AgentArgs, Exit, Failure, Mode, Origin, TcBackend};
 use crate::datapath::{self, Coverage, Datapath, Options};
@@ -38,9 +39,6 @@ const LOOK_MISSING: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_secs(5);
 /// How often the run's progress is written down for the next run.
 const NOTE: Duration = Duration::from_secs(1);
-/// How long changes far away rest after a compile, in multiples of what it cost, and at most.
-const REST: u32 = 10;
-const LONGEST_REST: Duration = Duration::from_secs(2);
 /// How often the journal forgets.
 const FORGET: Duration = Duration::from_secs(60);
 
@@ -77,10 +75,8 @@ pub(super) struct Pump {
     pub(super) snapshot: Arc<Snapshot>,
     /// A snapshot has been taken over.
     pub(super) synced: bool,
-    /// When a snapshot with changes far away may be taken next.
-    rest_until: Instant,
-    /// A generation that has been found to hold nothing else.
-    resting: u64,
+    /// What rests of changes far away.
+    pub(super) rest: Rest,
     pub(super) local: Vec<Arc<Pod>>,
     pub(super) node_addresses: Vec<IpAddr>,
     pub(super) compiler: Compiler,
@@ -150,8 +146,7 @@ impl Pump {
         let mut pump = Self {
             snapshot: source.current(),
             synced: false,
-            rest_until: Instant::now(),
-            resting: 0,
+            rest: Rest::default(),
             args: args.clone(),
             commands,
             shared,
@@ -258,7 +253,7 @@ impl Pump {
             self.snapshot = next;
             self.take_snapshot();
             let cost = instant.elapsed();
-            self.rest_until = Instant::now() + (cost * REST).min(LONGEST_REST);
+            self.rest_from(Instant::now(), cost);
         } else if !self.synced {
             return;
         } else if woken || timers.look.rings(instant) {
@@ -268,25 +263,6 @@ impl Pump {
         }
         let missing = self.datapath.endpoints().any(|e| !e.ready);
         timers.look = Timer::every(if missing { LOOK_MISSING } else { LOOK });
-    }
-
-    /// Whether a new snapshot is taken at once: where policies, namespaces or this node's pods changed. What changed far away
-    /// waits until as much time has passed as keeps large clusters from costing this node a processor.
-    fn may_take(&mut self, next: &Arc<Snapshot>, instant: Instant) -> bool {
-        if !self.synced || instant >= self.rest_until {
-            return true;
-        }
-        if self.resting == next.generation {
-            return false;
-        }
-        let before = &self.snapshot;
-        let same = Arc::ptr_eq(&before.policies, &next.policies)
-            && (Arc::ptr_eq(&before.namespaces, &next.namespaces) || before.namespaces == next.namespaces)
-            && (Arc::ptr_eq(&before.pods, &next.pods) || self.local_pods(next).eq(self.local.iter()));
-        if same {
-            self.resting = next.generation;
-        }
-        !same
     }
 
     /// Reads the rings into records.

@@ -139,7 +139,6 @@ impl Journal {
         let mut present: HashSet<u32> = HashSet::with_capacity(snapshot.pods.len() + snapshot.nodes.len());
         let mut held: HashMap<IpAddr, u32> = HashMap::new();
         let mut nameless = false;
-        let mut ranges = HashSet::new();
         for node in snapshot.nodes.values() {
             let instance = inner.node(&node.name);
             let owner = Owner::Node { name: node.name.clone() };
@@ -162,12 +161,12 @@ impl Journal {
             present.insert(instance);
             if !pod.host_network && !pod.finished {
                 held.extend(ips.iter().map(|ip| (*ip, instance)));
-                ranges.extend(ips.iter().map(|ip| range(*ip)));
                 nameless |= ips.is_empty() && pod.node.is_some();
             }
         }
         inner.relevant = relevant;
-        inner.expecting = Arc::new(if nameless { ranges } else { HashSet::new() });
+        let known = snapshot.pods.values().filter(|pod| nameless && !pod.host_network && !pod.finished);
+        inner.expecting = Arc::new(known.flat_map(|pod| pod.ips.iter().map(|ip| range(*ip))).collect());
         for service in snapshot.services.values() {
             let object = (service.namespace.clone(), service.name.clone());
             for port in &service.ports {

@@ -88,10 +88,11 @@ const TESTS: &[Test] = &[
     ("chart::an_uninstall_leaves_nothing_behind", chart::an_uninstall_leaves_nothing_behind),
 ];
 
-/// Runs the tests whose names contain `filter`, on a cluster as planned.
+/// Runs the tests whose names contain `filter`, or one of several with commas between, on a cluster as planned.
 pub(crate) fn run(plan: Plan, filter: Option<&str>, keep: bool) -> Result<()> {
     let begin = Instant::now();
-    let chosen: Vec<Test> = TESTS.iter().copied().filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter))).collect();
+    let wanted = |name: &str| filter.is_none_or(|filter| filter.split(',').any(|part| name.contains(part)));
+    let chosen: Vec<Test> = TESTS.iter().copied().filter(|(name, _)| wanted(name)).collect();
     if chosen.is_empty() {
         bail!("no test's name contains {:?}", filter.unwrap_or_default());
     }

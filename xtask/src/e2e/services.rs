@@ -58,6 +58,7 @@ pub(super) fn a_service_is_judged_by_its_backends(stage: &Stage) -> Result<()> {
 /// Every connection to a Service is recorded with what stands behind, and by the translated Community ID it is the one
 /// that the backend's end has recorded, on whichever node.
 fn records_join(stage: &Stage, client: &Pod, open: &[IpAddr]) -> Result<()> {
+    let book = stage.last_record(&client.node)?;
     for address in open {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             ensure!(answered_from(&client.netns(), protocol, *address, PORT, PATIENCE)?, "{address} over {}", protocol.name());
@@ -71,15 +72,13 @@ fn records_join(stage: &Stage, client: &Pod, open: &[IpAddr]) -> Result<()> {
     let mut joined = 0;
     for record in stage.records(&client.node)? {
         let to_service = open.iter().any(|address| record["destination"]["ip"] == address.to_string());
-        if record["kind"] != "start"
-            || record["source"]["pod"]["uid"] != client.uid.as_str()
-            || !to_service
-            || record["verdict"] == "denied"
-        {
+        let new = record["kind"] == "start" && record["seq"].as_u64() > Some(book);
+        if !new || !to_service || record["source"]["pod"]["uid"] != client.uid.as_str() {
             continue;
         }
         let behind = &record["destination"]["translated"];
-        ensure!(behind["pod"]["name"].as_str().is_some_and(|name| name.starts_with("open-")) && behind["port"] == 80, "{record:#}");
+        let why = || format!("{record:#}, {}", stage.status(&client.node).map(|status| status["translations"].clone()).unwrap_or_default());
+        ensure!(behind["pod"]["name"].as_str().is_some_and(|name| name.starts_with("open-")) && behind["port"] == 80, "{}", why());
         let server = at_servers.iter().find(|at| at["community_id"] == record["community_id_translated"]);
         let server = server.with_context(|| format!("no server's record joins with {record:#}"))?;
         ensure!(server["destination"]["pod"]["uid"] == behind["pod"]["uid"], "{record:#} joins with {server:#}");
