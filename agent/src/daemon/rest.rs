@@ -84,11 +84,11 @@ mod tests {
     use super::*;
     use crate::inventory::files;
 
-    fn snapshot(pods: &[(&str, &str, &str)]) -> Snapshot {
+    fn snapshot(pods: &[(&str, &str, &str)]) -> Arc<Snapshot> {
         let text: Vec<String> = pods
             .iter()
             .map(|(name, uid, status)| {
-                format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, uid: {uid}}}\nspec: {{nodeName: far}}\nstatus: {{{status}}}")
+                format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, uid: u{uid}}}\nspec: {{nodeName: far}}\nstatus: {{{status}}}")
             })
             .collect();
         files::snapshot_of(&text.join("\n---\n"))
