@@ -111,7 +111,9 @@ fn succeed_one_another(stage: &Stage, owners: &mut Vec<Owner>) -> Result<()> {
     let (mut book, mut named) = (stage.last_record("node-1")?, 0);
     for round in 0..OWNERS {
         let (name, may) = (format!("owner-{round}"), round % 2 == 0);
-        let mut pod = server(NAMESPACE, &name, Some("far-away"), &json!({"may": if may { "yes" } else { "no" }}));
+        // Pods of a node that stays unknown are collected after 40 s.
+        let node = format!("far-away-{}", round / 20);
+        let mut pod = server(NAMESPACE, &name, Some(&node), &json!({"may": if may { "yes" } else { "no" }}));
         pod["spec"]["terminationGracePeriodSeconds"] = 0.into();
         let made = SystemTime::now();
         let pod = stage.api.must("POST", &folder, Some(&pod))?.body;
