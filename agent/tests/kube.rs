@@ -98,6 +98,19 @@ fn ensure_same(source: &Snapshot, manifests: &Snapshot) -> Result<()> {
     Ok(())
 }
 
+/// Waits until the source has what the server has. The server writes objects of its own as well when it starts.
+fn in_step(source: &Source, objects: &Objects) -> Result<Arc<Snapshot>> {
+    let begin = Instant::now();
+    loop {
+        let snapshot = source.current();
+        match ensure_same(&snapshot, &files::snapshot_of(&dump(objects)?)) {
+            Ok(()) => return Ok(snapshot),
+            Err(error) => ensure!(begin.elapsed() < Duration::from_secs(5), "not in step: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 fn shop() -> Vec<Value> {
     let owned = |kind: &str, name: &str| json!([{"apiVersion": "v1", "kind": kind, "name": name, "uid": "1", "controller": true}]);
     let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
@@ -151,8 +164,8 @@ fn the_api_server_and_the_same_manifests_give_the_same_snapshot() -> Result<()> 
     for (_, object) in &after {
         objects.create(object)?;
     }
-    let snapshot = until(&source, Duration::from_secs(10), |s| s.policies.len() == 2)?;
-    ensure_same(&snapshot, &files::snapshot_of(&dump(&objects)?))?;
+    until(&source, Duration::from_secs(10), |s| s.policies.len() == 2)?;
+    let snapshot = in_step(&source, &objects)?;
     let workload = |name: &str, namespace: &str| snapshot.pods[&(namespace.into(), name.into())].workload.clone();
     ensure!((&*workload("web-1", "a").kind, &*workload("web-1", "a").name) == ("Deployment", "shop-web"));
     ensure!((&*workload("report-1", "b").kind, &*workload("report-1", "b").name) == ("CronJob", "nightly"));
@@ -220,7 +233,7 @@ fn a_server_that_was_away_and_lost_its_history_is_caught_up_with() -> Result<()>
         std::thread::sleep(Duration::from_millis(10));
     }
     println!("in step {:?} after the server answered", back.elapsed());
-    ensure_same(&source.current(), &files::snapshot_of(&dump(&objects)?))?;
+    in_step(&source, &objects)?;
     // And it goes on by watch.
     objects.create(&policy("b", "later", "x"))?;
     until(&source, Duration::from_secs(5), |s| s.policies.len() == 3)?;

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use aya::maps::{Map, MapData, RingBuf};
 use aya::programs::{Program, ProgramError};
@@ -23,6 +24,9 @@ use super::table::Maps;
 use super::{bpf, former, os};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SEKISHO_EBPF"));
+
+/// How long a lock may outlive its owner.
+const LETTING_GO: Duration = Duration::from_millis(200);
 
 /// The pin directory, locked.
 #[derive(Debug)]
@@ -54,10 +58,15 @@ impl Pins {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(wrong(error)),
         };
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Err(OpenError::PinsInUse { path: root.into() }),
-            Err(fs::TryLockError::Error(source)) => return Err(wrong(source)),
+        let begin = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                // Who has just let go may have been about to start a program, whose process holds the lock until it is that program.
+                Err(fs::TryLockError::WouldBlock) if begin.elapsed() < LETTING_GO => std::thread::sleep(LETTING_GO / 20),
+                Err(fs::TryLockError::WouldBlock) => return Err(OpenError::PinsInUse { path: root.into() }),
+                Err(fs::TryLockError::Error(source)) => return Err(wrong(source)),
+            }
         }
         let held = lock.metadata().map_err(wrong)?;
         let same = fs::metadata(root).is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino()));
