@@ -150,7 +150,7 @@ fn shop() -> Vec<Value> {
 }
 
 #[test]
-#[ignore = "needs etcd and kube-apiserver; run by `cargo xtask e2e`"]
+#[ignore = "needs etcd and kube-apiserver; run by `cargo xtask test`"]
 fn the_api_server_and_the_same_manifests_give_the_same_snapshot() -> Result<()> {
     let cluster = Cluster::start()?;
     let objects = cluster.objects()?;
@@ -190,7 +190,7 @@ fn the_api_server_and_the_same_manifests_give_the_same_snapshot() -> Result<()> 
 }
 
 #[test]
-#[ignore = "needs etcd and kube-apiserver; run by `cargo xtask e2e`"]
+#[ignore = "needs etcd and kube-apiserver; run by `cargo xtask test`"]
 fn a_server_that_was_away_and_lost_its_history_is_caught_up_with() -> Result<()> {
     let mut cluster = Cluster::start()?;
     let objects = cluster.objects()?;
@@ -241,7 +241,7 @@ fn a_server_that_was_away_and_lost_its_history_is_caught_up_with() -> Result<()>
 }
 
 #[test]
-#[ignore = "needs etcd and kube-apiserver; run by `cargo xtask e2e`"]
+#[ignore = "needs etcd and kube-apiserver; run by `cargo xtask test`"]
 fn an_unreachable_server_is_said_and_waited_for() -> Result<()> {
     let mut cluster = Cluster::start()?;
     let config = cluster.config()?;
@@ -257,7 +257,7 @@ fn an_unreachable_server_is_said_and_waited_for() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs etcd and kube-apiserver; run by `cargo xtask e2e`"]
+#[ignore = "needs etcd and kube-apiserver; run by `cargo xtask test`"]
 fn notices_become_events_and_repeats_are_counted() -> Result<()> {
     let cluster = Cluster::start()?;
     let objects = cluster.objects()?;
@@ -302,7 +302,7 @@ fn notices_become_events_and_repeats_are_counted() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs etcd and kube-apiserver, and root; run by `cargo xtask e2e`"]
+#[ignore = "needs etcd and kube-apiserver, and root; run by `cargo xtask test`"]
 fn objects_beyond_all_measure_are_read_and_put_in_force() -> Result<()> {
     let cluster = Cluster::start()?;
     let objects = cluster.objects()?;
