@@ -60,8 +60,9 @@ impl Detector {
             return;
         }
         let ip = address(&contact.remote);
-        let known = self.directory.identity(contact.remote_instance, contact.time_ns);
-        let target = Party { ip, identity: known.or_else(|| self.directory.late(ip, contact.time_ns)).cloned() };
+        let (directory, instance, time_ns) = (&self.directory, contact.remote_instance, contact.time_ns);
+        let judged = if directory.had_lost(instance, ip, time_ns) { None } else { directory.identity(instance, time_ns) };
+        let target = Party { ip, identity: judged.or_else(|| directory.late(ip, time_ns)).cloned() };
         let source_ip = source.ips.iter().find(|own| own.is_ipv4() == ip.is_ipv4()).or(source.ips.first());
         let source = Party { ip: source_ip.copied().unwrap_or(IpAddr::from([0; 4])), identity: Some(source.clone()) };
         self.contact(&Contact {

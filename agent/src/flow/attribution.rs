@@ -115,10 +115,10 @@ impl Attribution {
 
     /// The other side: who the kernel judged, or whose name came after. The flag says the latter.
     pub(super) fn remote(&self, key: &FlowKey6, flow: &Flow) -> (Option<Arc<Identity>>, bool) {
-        if flow.remote_instance != 0 {
+        let remote = address(&key.remote);
+        if flow.remote_instance != 0 && !self.directory.had_lost(flow.remote_instance, remote, flow.start_ns) {
             return (self.directory.identity(flow.remote_instance, flow.start_ns).cloned(), false);
         }
-        let remote = address(&key.remote);
         let mut late = self.directory.late(remote, flow.start_ns);
         if late.is_none() && flow.opened == layout::UNKNOWN {
             late = self.directory.former(remote, flow.start_ns);

@@ -58,6 +58,16 @@ impl Directory {
         self.identities.get(&instance)
     }
 
+    /// Whether it was known at `boot_ns` that an instance does not have `address` any more. The kernel's tables change a moment
+    /// after the directory: whom a verdict of that moment took for the former owner is not it.
+    pub fn had_lost(&self, instance: u32, address: IpAddr, boot_ns: u64) -> bool {
+        if !self.tombstones.contains_key(&address) {
+            return false;
+        }
+        let mut held = self.holdings(address).filter(|holding| holding.identity.instance == instance).peekable();
+        held.peek().is_some() && held.all(|holding| holding.until.is_some_and(|until| until <= boot_ns))
+    }
+
     /// Who had `address` at `boot_ns`, for a flow whose verdict did not know: an owner of that time, or one whose name came
     /// only a little later. Never a later owner of a used address, and never one that had left: between two owners it is
     /// not known whose a new flow is.
