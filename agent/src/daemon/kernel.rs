@@ -45,8 +45,8 @@ impl JournalStore for JournalMap {
         Self::load(self)
     }
 
-    fn put(&mut self, key: u64, value: &[u8]) {
-        Self::put(self, key, value);
+    fn put(&mut self, key: u64, value: &[u8]) -> bool {
+        Self::put(self, key, value)
     }
 
     fn remove(&mut self, key: u64) {

@@ -38,14 +38,15 @@ impl JournalMap {
         }
     }
 
-    /// Writes or replaces a value of at most [`JOURNAL_VALUE`] bytes. A longer one is refused and counted.
-    pub fn put(&mut self, key: u64, value: &[u8]) {
+    /// Writes or replaces a value of at most [`JOURNAL_VALUE`] bytes; tells whether it is kept. A longer one is refused and counted.
+    pub fn put(&mut self, key: u64, value: &[u8]) -> bool {
         let result =
             encode(value).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput)).and_then(|value| self.table.put(&key, &value));
-        if let Err(error) = result {
+        if let Err(error) = &result {
             self.unkept += 1;
-            self.speak(&error);
+            self.speak(error);
         }
+        result.is_ok()
     }
 
     /// A full journal refuses thousands in a row: that is one line.

@@ -1,7 +1,7 @@
 //! The journal: numbers (instances) for pods, Service ports and nodes, never given twice, remembered over restarts.
 //!
 //! Nouns. An *instance* is the number the kernel keeps in a flow; an *entry* is what stands behind it. Numbers, and the entries of
-//! those whom flows bear, go through a [`JournalStore`], a pinned map on a real node. An entry stays at least [`TOMBSTONE_NS`] after its object left, and as long as anything in
+//! those whom flows bear, go through a [`JournalStore`](super::JournalStore), a pinned map on a real node. An entry stays at least [`TOMBSTONE_NS`] after its object left, and as long as anything in
 //! user space refers to its identity. The journal knows no clock: times are boottimes that the caller passes in.
 //!
 //! Order for the caller: compile (which draws numbers), then [`Journal::refresh`] and hand out the directory, then apply to
@@ -12,11 +12,12 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::directory::{Directory, Holding, TOMBSTONE_NS};
-use super::journal_entry::{RunState, decode_identity, decode_rule, encode_identity, encode_rule, key, kind, parse_key};
+use super::journal_entry::{RunState, decode_identity, decode_rule, encode_rule, key, kind, parse_key};
 use super::number::NumberMap;
 use super::record::{Identity, Owner};
 use super::slots::{Slots, digest};
 use super::waiting::range;
+use super::written::{JournalStore, Written};
 use crate::inventory::{ObjectName, Pod, Snapshot};
 use crate::policy::{Instances, Relevant, RuleRef, identity_number};
 
@@ -26,29 +27,17 @@ const RULE_KEPT_NS: u64 = 2 * 3600 * 1_000_000_000 + TOMBSTONE_NS;
 /// How many numbers are reserved in the store at once, so that not each new pod costs another write.
 const RESERVE: u32 = 256;
 
-/// Where entries are kept over restarts: small values by number.
-pub trait JournalStore {
-    /// Everything that is kept.
-    fn load(&self) -> Vec<(u64, Vec<u8>)>;
-    /// Writes or replaces one value of at most 510 bytes.
-    fn put(&mut self, key: u64, value: &[u8]);
-    /// Forgets one.
-    fn remove(&mut self, key: u64);
-}
-
 /// Gives numbers and remembers who they stand for.
 pub struct Journal {
     inner: Mutex<Inner>,
 }
 
 struct Inner {
-    store: Box<dyn JournalStore + Send>,
+    written: Written,
     /// Next number to give; up to `reserved` the store knows that they may be in use.
     next: u32,
     reserved: u32,
     slots: Slots,
-    /// Numbers whose entry is in the store.
-    kept: HashSet<u32>,
     /// When this run began.
     began: Option<u64>,
     pods: HashMap<Arc<str>, u32>,
@@ -76,6 +65,8 @@ struct Entry {
 
 struct Rule {
     name: Arc<RuleRef>,
+    /// It is in the store.
+    kept: bool,
     left: Option<u64>,
 }
 
@@ -86,7 +77,6 @@ impl Journal {
             next: used + 1,
             reserved: 0,
             slots: Slots::default(),
-            kept: HashSet::new(),
             began: None,
             pods: HashMap::new(),
             services: HashMap::new(),
@@ -98,9 +88,9 @@ impl Journal {
             relevant: Relevant::default(),
             expecting: Arc::default(),
             run: None,
-            store,
+            written: Written::new(store),
         };
-        for (key, value) in inner.store.load() {
+        for (key, value) in inner.written.load() {
             inner.read(key, &value);
         }
         let Inner { slots, entries, .. } = &mut inner;
@@ -119,7 +109,7 @@ impl Journal {
 
     /// Writes down how far this run is. Cheap enough for once a second.
     pub fn note_run(&self, state: &RunState) {
-        self.lock().store.put(key(kind::RUN, 0), &state.encode());
+        self.lock().written.put(key(kind::RUN, 0), &state.encode());
     }
 
     /// Takes the cluster as it is now and answers with the directory to use from now on.
@@ -136,6 +126,8 @@ impl Journal {
         inner.began.get_or_insert(boot_ns);
         let relevant = Relevant::of(snapshot);
         let same = inner.relevant == relevant;
+        let near = found.keys().map(|uid| inner.pod(uid)).collect();
+        inner.written.set_near(near);
         let mut present: HashSet<u32> = HashSet::with_capacity(snapshot.pods.len() + snapshot.nodes.len());
         let mut held: HashMap<IpAddr, u32> = HashMap::new();
         let mut nameless = false;
@@ -184,7 +176,8 @@ impl Journal {
                 entry.left.get_or_insert(boot_ns);
             }
         }
-        inner.flush();
+        let Inner { slots, written, .. } = &mut *inner;
+        slots.flush(written);
         inner.hold(&held, boot_ns);
         inner.note_rules(rules, boot_ns);
         inner.expire(boot_ns);
@@ -242,14 +235,14 @@ impl Inner {
             kind::RUN => self.run = RunState::decode(value),
             kind::RULE => {
                 if let Some(rule) = decode_rule(value) {
-                    self.rules.insert(number, Rule { name: Arc::new(rule), left: None });
+                    self.rules.insert(number, Rule { name: Arc::new(rule), kept: true, left: None });
                 }
             }
             kind::IDENTITY => {
                 self.next = self.next.max(number + 1);
                 if let Some(identity) = decode_identity(number, value) {
                     self.number_of(&identity.owner, number);
-                    self.kept.insert(number);
+                    self.written.holds(number);
                     self.entries.insert(number, Entry { identity: Arc::new(identity), said: None, earlier: Vec::new(), left: None });
                 }
             }
@@ -283,7 +276,7 @@ impl Inner {
         self.next += 1;
         if number >= self.reserved {
             self.reserved = number + RESERVE;
-            self.store.put(key(kind::META, 0), &self.reserved.to_le_bytes());
+            self.written.put(key(kind::META, 0), &self.reserved.to_le_bytes());
         }
         self.slots.enter(&digest, number);
         number
@@ -361,23 +354,15 @@ impl Inner {
                 self.entries.insert(instance, entry);
             }
         }
-        if self.kept.remove(&instance) {
-            self.keep(instance);
+        if let Some(entry) = self.entries.get(&instance) {
+            self.written.renew(&entry.identity);
         }
     }
 
-    /// Writes an entry into the store, if it is not there already.
     fn keep(&mut self, instance: u32) {
-        if let Some(entry) = self.entries.get(&instance)
-            && self.kept.insert(instance)
-        {
-            self.store.put(key(kind::IDENTITY, instance), &encode_identity(&entry.identity));
+        if let Some(entry) = self.entries.get(&instance) {
+            self.written.keep(&entry.identity);
         }
-    }
-
-    fn flush(&mut self) {
-        let Self { slots, store, .. } = self;
-        slots.flush(&mut **store);
     }
 
     /// Makes `held` the holders of addresses; who lost one leaves a tombstone.
@@ -400,11 +385,11 @@ impl Inner {
 
     fn note_rules(&mut self, rules: &HashMap<u32, RuleRef>, boot_ns: u64) {
         for (id, rule) in rules {
-            if self.rules.get(id).is_some_and(|known| *known.name == *rule) {
+            if self.rules.get(id).is_some_and(|known| known.kept && *known.name == *rule) {
                 continue;
             }
-            self.store.put(key(kind::RULE, *id), &encode_rule(rule));
-            self.rules.insert(*id, Rule { name: Arc::new(rule.clone()), left: None });
+            let kept = self.written.put(key(kind::RULE, *id), &encode_rule(rule));
+            self.rules.insert(*id, Rule { name: Arc::new(rule.clone()), kept, left: None });
         }
         for (id, rule) in &mut self.rules {
             if rules.contains_key(id) {
@@ -425,11 +410,11 @@ impl Inner {
         if self.began.is_some_and(|began| boot_ns.saturating_sub(began) >= TOMBSTONE_NS) {
             self.slots.forget_unclaimed();
         }
-        let Self { entries, rules, store, pods, services, nodes, slots, kept, .. } = self;
+        let Self { entries, rules, written, pods, services, nodes, slots, .. } = self;
         rules.retain(|id, rule| {
             let keep = !over(rule.left, RULE_KEPT_NS);
             if !keep {
-                store.remove(key(kind::RULE, *id));
+                written.remove(key(kind::RULE, *id));
             }
             keep
         });
@@ -438,9 +423,7 @@ impl Inner {
             // Directories leave it out once its time is over, so what still refers to it is a record or an open flow.
             let keep = !over(entry.left, TOMBSTONE_NS) || Arc::strong_count(&entry.identity) > 1;
             if !keep {
-                if kept.remove(instance) {
-                    store.remove(key(kind::IDENTITY, *instance));
-                }
+                written.forget(*instance);
                 slots.leave(*instance);
                 match &entry.identity.owner {
                     Owner::Pod { uid, .. } => drop(pods.remove(uid)),
@@ -458,7 +441,7 @@ impl Inner {
             }
             keep
         });
-        slots.flush(&mut **store);
+        slots.flush(written);
     }
 
     fn directory(&self, boot_ns: u64) -> Directory {

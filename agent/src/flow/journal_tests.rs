@@ -196,6 +196,61 @@ fn the_longest_names_fit() {
 }
 
 #[test]
+fn a_full_store_keeps_numbers_rules_and_this_nodes_pods() {
+    let store = MemoryStore(Arc::default(), Some(30));
+    let journal = Journal::open(Box::new(store.clone()), 0);
+    let far: Vec<Pod> = (0..200).map(|i| pod(&format!("far-{i}"), &format!("far-{i}"), &format!("10.1.0.{i}"))).collect();
+    refresh(&journal, &far, SECOND);
+    journal.keep(&far.iter().map(|pod| journal.pod(&pod.uid)).collect::<Vec<_>>());
+    journal.note_run(&RunState::default());
+    assert_eq!(store.0.lock().unwrap().len(), 30, "full");
+
+    let near: Vec<Pod> = (0..15).map(|i| pod(&format!("near-{i}"), &format!("near-{i}"), &format!("10.2.0.{i}"))).collect();
+    let found = near.iter().map(|pod| (pod.uid.clone(), pod.ips.clone())).collect();
+    let rule = RuleRef { kind: "NetworkPolicy", namespace: "shop".into(), name: "n".into(), uid: None, direction: 1, index: 3 };
+    journal.refresh(&snapshot(&[far, near.clone()].concat()), &found, &HashMap::from([(9, rule.clone())]), 2 * SECOND);
+    let numbers: Vec<u32> = near.iter().map(|pod| journal.pod(&pod.uid)).collect();
+
+    let journal = Journal::open(Box::new(store), 0);
+    let directory = journal.directory(3 * SECOND);
+    for (pod, number) in near.iter().zip(numbers) {
+        assert_eq!((name(&directory, number, 3 * SECOND).as_deref(), journal.pod(&pod.uid)), (Some(&*pod.name), number));
+    }
+    assert_eq!(*directory.rules[&9], rule);
+    assert_eq!(journal.previous_run(), Some(RunState::default()));
+}
+
+#[test]
+fn what_found_no_room_is_written_when_there_is_some() {
+    let store = MemoryStore(Arc::default(), Some(3));
+    let journal = Journal::open(Box::new(store.clone()), 0);
+    let pods: Vec<Pod> = (0..60).map(|i| pod(&format!("p{i}"), &format!("uid-{i}"), &format!("10.1.0.{i}"))).collect();
+    refresh(&journal, &pods, SECOND);
+    // Another value goes.
+    store.0.lock().unwrap().remove(&0);
+    let numbers: Vec<u32> = pods.iter().map(|pod| journal.pod(&pod.uid)).collect();
+    refresh(&journal, &pods, 2 * SECOND);
+    let journal = Journal::open(Box::new(store), numbers[59]);
+    assert!(pods.iter().zip(numbers).all(|(pod, number)| journal.pod(&pod.uid) == number));
+}
+
+/// The directory knows of a lost address before the kernel's tables do.
+#[test]
+fn a_verdict_on_a_lost_address_is_not_its_former_owners() {
+    let journal = Journal::open(Box::new(MemoryStore::default()), 0);
+    let address: IpAddr = "10.0.0.1".parse().unwrap();
+    let web = journal.pod("uid-1");
+    let lost = |directory: &super::Directory, time| directory.had_lost(web, address, time);
+    let directory = refresh(&journal, &[pod("web-1", "uid-1", "10.0.0.1")], 100 * SECOND);
+    assert!(!lost(&directory, 150 * SECOND));
+    let directory = refresh(&journal, &[pod("web-2", "uid-2", "10.0.0.1")], 200 * SECOND);
+    assert!(!lost(&directory, 199 * SECOND) && lost(&directory, 200 * SECOND));
+    assert!(!directory.had_lost(journal.pod("uid-2"), address, 250 * SECOND));
+    let directory = refresh(&journal, &[pod("web-1", "uid-1", "10.0.0.1")], 300 * SECOND);
+    assert!(!lost(&directory, 350 * SECOND), "it has it again");
+}
+
+#[test]
 fn a_run_leaves_its_place_for_the_next() {
     let store = MemoryStore::default();
     let state = RunState { run: "b2a6c0de-0000-4000-8000-000000000001".to_owned(), seq: 77, counters: (0..25).collect() };

@@ -21,6 +21,7 @@ mod record;
 mod slots;
 mod sweep;
 mod waiting;
+mod written;
 
 pub use attribution::{Explainer, Kernel, address, destination_port, has_ports};
 pub use book::{Book, DEFAULT_CAPACITY, Filter, Line, Reader, SLOW, Start};
@@ -29,7 +30,7 @@ pub use community::{Side, community_id};
 pub use conn_state::{conn_state, flag, letters};
 pub use directory::{Directory, Holding, LATE_NS, TOMBSTONE_NS};
 pub use engine::{Context, EndpointView, Engine, Settings, Sighting, Witness};
-pub use journal::{Journal, JournalStore};
+pub use journal::Journal;
 pub use journal_entry::RunState;
 pub use ledger::{FlowTally, KernelTally, Ledger, imbalance};
 pub use number::{BootSeed, NumberHasher, NumberMap};
@@ -37,6 +38,7 @@ pub use project::{Header, flow_id_text, mac_text, pod, policy_ref, policy_rule, 
 pub use record::{Body, Explanation, FlowRecord, Identity, Moment, Owner, ProcessInfo, Record};
 pub use sekisho_core::flows::{Sweep, Table};
 pub use waiting::{Dialled, NAME_NS, Translated};
+pub use written::JournalStore;
 
 #[cfg(test)]
 mod book_tests;

@@ -8,9 +8,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use sha1::{Digest as _, Sha1};
 
-use super::journal::JournalStore;
 use super::journal_entry::{key, kind};
 use super::number::NumberMap;
+use super::written::Written;
 
 /// Places on a page: as many as fit a value of the store.
 const PER_PAGE: usize = 25;
@@ -114,11 +114,9 @@ impl Slots {
         }
     }
 
-    /// Puts what has changed into the store.
-    pub(super) fn flush(&mut self, store: &mut dyn JournalStore) {
-        for page in std::mem::take(&mut self.dirty) {
-            let Some(content) = self.pages.get(&page) else { continue };
-            store.put(key(kind::PAGE, page), content);
-        }
+    /// Puts what has changed into the store; what it does not take is put again the next time.
+    pub(super) fn flush(&mut self, written: &mut Written) {
+        let pages = &self.pages;
+        self.dirty.retain(|page| pages.get(page).is_some_and(|content| !written.put(key(kind::PAGE, *page), content)));
     }
 }

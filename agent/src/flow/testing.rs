@@ -29,19 +29,24 @@ impl Kernel for Nobody {
     }
 }
 
-/// A store in memory that outlives its journal.
+/// A store in memory that outlives its journal, and how many values it has room for.
 #[derive(Clone, Default)]
-pub(crate) struct MemoryStore(pub(crate) Arc<Mutex<BTreeMap<u64, Vec<u8>>>>);
+pub(crate) struct MemoryStore(pub(crate) Arc<Mutex<BTreeMap<u64, Vec<u8>>>>, pub(crate) Option<usize>);
 
 impl JournalStore for MemoryStore {
     fn load(&self) -> Vec<(u64, Vec<u8>)> {
         self.0.lock().unwrap().iter().map(|(k, v)| (*k, v.clone())).collect()
     }
-    fn put(&mut self, key: u64, value: &[u8]) {
+    fn put(&mut self, key: u64, value: &[u8]) -> bool {
         assert!(value.len() <= 512, "a value must fit the map");
         let mut padded = value.to_vec();
         padded.resize(512, 0);
-        self.0.lock().unwrap().insert(key, padded);
+        let mut values = self.0.lock().unwrap();
+        let room = values.contains_key(&key) || self.1.is_none_or(|room| values.len() < room);
+        if room {
+            values.insert(key, padded);
+        }
+        room
     }
     fn remove(&mut self, key: u64) {
         self.0.lock().unwrap().remove(&key);
