@@ -13,6 +13,8 @@ use crate::flow::{Header, Record, project};
 
 /// How often a failing sink says so.
 const COMPLAIN: Duration = Duration::from_secs(60);
+const LOST: &str = "cannot write JSON lines: records are lost, counted as write_error, until it works again";
+const OVERFULL: &str = "cannot put a full file of JSON lines aside: it grows beyond its size until that works again";
 
 /// Where lines go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +61,8 @@ pub struct JsonLines {
     /// Whole lines that wait to be written, and where each ends.
     buffer: Vec<u8>,
     ends: Vec<usize>,
+    /// The file is full, and could not be put aside.
+    overfull: bool,
     complained: Option<Instant>,
 }
 
@@ -69,6 +73,8 @@ struct Output {
     size: u64,
     /// The file ends within a line: a write broke off.
     torn: bool,
+    /// It is a file, and not a pipe or a device: it may be put aside when it is full.
+    rotates: bool,
 }
 
 impl Output {
@@ -97,13 +103,13 @@ impl JsonLines {
                 return Err(JsonLinesError::Open { path, source });
             }
         };
-        Ok(Self { target, rotation, output, buffer: Vec::new(), ends: Vec::new(), complained: None })
+        Ok(Self { target, rotation, output, buffer: Vec::new(), ends: Vec::new(), overfull: false, complained: None })
     }
 
     /// Writes the buffer; answers with how many of its lines arrived whole.
     fn write_buffer(&mut self) -> usize {
         if let Err(error) = self.prepare() {
-            self.complain(&error);
+            self.complain(&error, LOST);
             return 0;
         }
         let Some(output) = &mut self.output else { return 0 };
@@ -128,8 +134,8 @@ impl JsonLines {
         if let Some(error) = failed {
             let whole = lines.checked_sub(1).map_or(0, |last| self.ends[last]);
             output.cut_back((written - whole) as u64);
-            self.complain(&error);
-        } else {
+            self.complain(&error, LOST);
+        } else if !self.overfull {
             self.complained = None;
         }
         lines
@@ -141,16 +147,23 @@ impl JsonLines {
             self.output = Some(open(&self.target)?);
         }
         let Target::File(path) = &self.target else { return Ok(()) };
-        let full = self.output.as_ref().is_some_and(|o| o.size > 0 && o.size + self.buffer.len() as u64 > self.rotation.size);
-        if full {
-            rotate(path, self.rotation.keep)?;
-            self.output = None;
-            self.output = Some(open(&self.target)?);
+        let beyond = |o: &Output| o.rotates && o.size > 0 && o.size + self.buffer.len() as u64 > self.rotation.size;
+        self.overfull = self.output.as_ref().is_some_and(beyond);
+        if !self.overfull {
+            return Ok(());
+        }
+        match rotate(path, self.rotation.keep) {
+            Ok(()) => {
+                self.overfull = false;
+                self.output = None;
+                self.output = Some(open(&self.target)?);
+            }
+            Err(error) => self.complain(&error, OVERFULL),
         }
         Ok(())
     }
 
-    fn complain(&mut self, error: &io::Error) {
+    fn complain(&mut self, error: &io::Error, what: &str) {
         if self.complained.is_some_and(|at| at.elapsed() < COMPLAIN) {
             return;
         }
@@ -159,7 +172,7 @@ impl JsonLines {
             Target::Stdout => "standard output".to_owned(),
             Target::File(path) => path.display().to_string(),
         };
-        tracing::error!(%target, %error, "cannot write JSON lines: records are lost, counted as write_error, until it works again");
+        tracing::error!(%target, %error, "{what}");
     }
 }
 
@@ -191,13 +204,14 @@ fn open(target: &Target) -> io::Result<Output> {
         Target::Stdout => {
             use std::os::fd::AsFd;
             let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-            Ok(Output { write: file, size: 0, torn: false })
+            Ok(Output { write: file, size: 0, torn: false, rotates: false })
         }
         Target::File(path) => {
             let file = OpenOptions::new().create(true).append(true).read(true).open(path)?;
-            let size = file.metadata()?.len();
+            let metadata = file.metadata()?;
+            let size = metadata.len();
             let torn = size > 0 && !ends_with_newline(&file, size);
-            Ok(Output { write: file, size, torn })
+            Ok(Output { write: file, size, torn, rotates: metadata.is_file() })
         }
     }
 }
@@ -209,23 +223,24 @@ fn ends_with_newline(file: &File, size: u64) -> bool {
     file.read_exact_at(&mut last, size - 1).is_err() || last == *b"\n"
 }
 
-/// `path` becomes `path.1`, `path.1` becomes `path.2`; the oldest goes.
+/// `path` becomes `path.1`, `path.1` becomes `path.2`; the oldest goes. What someone else has taken away is no obstacle.
 fn rotate(path: &Path, keep: u32) -> io::Result<()> {
     let numbered = |n: u32| {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".{n}"));
         PathBuf::from(name)
     };
+    let if_there = |done: io::Result<()>| match done {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
     if keep == 0 {
-        return std::fs::remove_file(path);
+        return if_there(std::fs::remove_file(path));
     }
     for n in (1..keep).rev() {
-        match std::fs::rename(numbered(n), numbered(n + 1)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        if_there(std::fs::rename(numbered(n), numbered(n + 1)))?;
     }
-    std::fs::rename(path, numbered(1))
+    if_there(std::fs::rename(path, numbered(1)))
 }
 
 #[cfg(test)]

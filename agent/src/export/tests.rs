@@ -2,7 +2,7 @@ use std::fs;
 use std::sync::Arc;
 
 use super::*;
-use crate::export::{WRITE_ERROR, spawn};
+use crate::export::{Runner, WRITE_ERROR, spawn};
 use crate::flow::{Body, Book};
 
 fn book(records: u64) -> Arc<Book> {
@@ -93,6 +93,40 @@ fn a_torn_last_line_is_closed_first() {
     let text = fs::read_to_string(&path).unwrap();
     assert_eq!(text.lines().nth(1), Some("{\"se"));
     assert!(serde_json::from_str::<serde_json::Value>(text.lines().nth(2).unwrap()).is_ok());
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// An operator moved the file: the next one begins all the same, and nothing is lost.
+#[test]
+fn a_file_that_was_taken_away_is_begun_anew() {
+    let folder = folder("taken");
+    let path = folder.join("flows.jsonl");
+    for keep in [0, 2] {
+        let book = book(100);
+        let mut sink = JsonLines::open(Target::File(path.clone()), Rotation { size: 2000, keep }).unwrap();
+        let mut reader = book.reader("test", None, crate::flow::Start::Oldest, false);
+        for record in std::iter::from_fn(|| reader.try_next()) {
+            let _gone = fs::remove_file(&path);
+            assert_eq!(sink.write(&[record], &Header::default()), Outcome { delivered: 1, lost: 0 });
+        }
+    }
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// What cannot be put aside grows; a device never is put aside.
+#[test]
+fn a_file_that_cannot_rotate_is_written_on() {
+    let folder = folder("stuck");
+    let path = folder.join("flows.jsonl");
+    fs::create_dir_all(folder.join("flows.jsonl.1/in the way")).unwrap();
+    let book = book(100);
+    let sink = JsonLines::open(Target::File(path.clone()), Rotation { size: 2000, keep: 1 }).unwrap();
+    let device = JsonLines::open(Target::File("/dev/null".into()), Rotation { size: 1, keep: 0 }).unwrap();
+    let runners = [sink, device].map(|sink| spawn(Box::new(sink), &book, Header::default()).unwrap());
+    book.close();
+    assert_eq!(runners.map(Runner::join), [true, true]);
+    assert_eq!(lines(&path).len(), 100);
+    assert!(Path::new("/dev/null").exists());
     fs::remove_dir_all(folder).unwrap();
 }
 
