@@ -123,8 +123,8 @@ fn run(args: &AgentArgs) -> Result<(), Failure> {
         }
         ended
     });
-    if let Some(sink) = sink {
-        sink.join();
+    if sink.is_some_and(|sink| !sink.join()) {
+        warn!("the sink of JSON lines took too long for what was left; those records are lost");
     }
     match served {
         Ok(Ok(Ok(()))) => Ok(()),

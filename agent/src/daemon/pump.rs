@@ -205,8 +205,9 @@ impl Pump {
 
     fn beat(&mut self, timers: &mut Timers) {
         let instant = Instant::now();
-        let now = now(&mut self.datapath);
         self.look_for_changes(timers, instant);
+        // Afterwards: a great change takes a while, and what passed meanwhile is not of the future.
+        let now = now(&mut self.datapath);
         self.drain(now);
         self.translate(now, instant);
         if timers.reap.rings(instant) {
@@ -233,10 +234,14 @@ impl Pump {
             self.set_directory(directory);
         }
         for alert in self.detector.tick(&now) {
-            self.notice_alert(&alert);
-            self.engine.push(Body::Alert(Arc::new(alert)));
+            self.tell_alert(alert);
         }
         self.engine.flush(&self.book, &now);
+    }
+
+    fn tell_alert(&mut self, alert: proto::Alert) {
+        self.notice_alert(&alert);
+        self.engine.push(Body::Alert(Arc::new(alert)));
     }
 
     /// Who is who, for everybody who writes names.
@@ -270,9 +275,7 @@ impl Pump {
         let events = &mut self.events;
         self.datapath.drain(&mut |event| events.push(*event));
         let mut context = Context { now, kernel: &mut Asked(&mut self.datapath), witness: &mut self.detector };
-        for event in self.events.drain(..) {
-            self.engine.on_event(&event, &mut context);
-        }
+        self.engine.on_events(&mut self.events, &mut context);
         // The memory of a burst is not kept.
         self.events.shrink_to(16_384);
     }
@@ -381,9 +384,13 @@ impl Pump {
         let now = now(&mut self.datapath);
         self.drain(now);
         self.reap(now);
-        self.engine.begin_shutdown();
+        self.engine.begin_shutdown(!self.args.detach_on_exit);
         self.sweep(now);
         self.engine.shutdown(&mut Context { now, kernel: &mut Asked(&mut self.datapath), witness: &mut self.detector });
+        self.engine.on_summarised(&self.datapath.summarised());
+        for alert in self.detector.last_words(&now) {
+            self.tell_alert(alert);
+        }
         self.engine.flush(&self.book, &now);
         let ledger = self.ledger();
         self.engine.push(Body::Ledger(Arc::new(ledger)));

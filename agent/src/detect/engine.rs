@@ -252,6 +252,11 @@ impl Detector {
         alerts
     }
 
+    /// What the next breath would say, for an end before it.
+    pub fn last_words(&mut self, now: &Now) -> Vec<proto::Alert> {
+        self.tick(&Now { boot_ns: now.boot_ns + BREATH_NS, ..*now })
+    }
+
     /// How many incidents are open.
     pub fn open_incidents(&self) -> usize {
         self.incidents.len()

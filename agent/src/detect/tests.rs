@@ -83,6 +83,17 @@ fn a_hundred_closed_ports_are_one_alert_within_a_second_of_the_fifth() {
 }
 
 #[test]
+fn what_waits_for_a_breath_is_said_before_an_end() {
+    let mut detector = detector();
+    for port in 1..6 {
+        detector.contact(&contact("10.0.0.2", port, Outcome::Refused, MINUTE));
+    }
+    assert!(detector.tick(&at(MINUTE)).is_empty());
+    let said = detector.last_words(&at(MINUTE));
+    assert_eq!(said.iter().map(|alert| alert.status.as_str()).collect::<Vec<_>>(), ["open"]);
+}
+
+#[test]
 fn four_failed_ports_are_none_and_five_spread_over_minutes_are_none() {
     let mut detector = detector();
     for n in 0..4 {

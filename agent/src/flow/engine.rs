@@ -144,7 +144,11 @@ pub struct Engine {
     pub(super) tally: FlowTally,
     pub(super) sweeps: u64,
     pub(super) work: Vec<Work>,
+    /// When the last sweep that came to its end was.
+    pub(super) swept_ns: u64,
     pub(super) shutting_down: bool,
+    /// Another agent may come after this one.
+    pub(super) succeeded: bool,
     /// Totals of [`Engine::on_summarised`] at the last summary, by endpoint index.
     pub(super) summarised: NumberMap<u32, u64>,
     /// Numbers that records bore lately, and those of them that nobody has asked for yet.
@@ -178,7 +182,9 @@ impl Engine {
             tally: FlowTally::new(now.boot_ns),
             sweeps: 0,
             work: Vec::new(),
+            swept_ns: now.boot_ns,
             shutting_down: false,
+            succeeded: false,
             summarised: NumberMap::default(),
             borne: Recent::new(BORNE),
             newly_borne: Vec::new(),
@@ -221,6 +227,18 @@ impl Engine {
         self.attribution.forget_listeners();
     }
 
+    /// Handles what the rings held. Each CPU has one, and a flow may begin on one CPU and end on another: what comes after a
+    /// start in time comes after it in the book.
+    pub fn on_events(&mut self, events: &mut Vec<FlowEvent>, context: &mut Context<'_>) {
+        // Starts alone are in no order that matters, and most are alone.
+        if events.iter().any(|event| event.kind != event::START) && !events.is_sorted_by_key(|event| event.time_ns) {
+            events.sort_by_key(|event| event.time_ns);
+        }
+        for event in events.drain(..) {
+            self.on_event(&event, context);
+        }
+    }
+
     /// Handles one event of the rings.
     pub fn on_event(&mut self, event: &FlowEvent, context: &mut Context<'_>) {
         match event.kind {
@@ -253,7 +271,8 @@ impl Engine {
             _ => None,
         };
         self.tally.ended(id, flow.start_ns);
-        if reason == end_reason::VERDICT_CHANGED {
+        // The entry lives on, or a sweep that met it has not told of it yet.
+        if reason == end_reason::VERDICT_CHANGED || !self.work.is_empty() {
             self.settled.insert((id, flow.start_ns), ());
         }
         let moment = Moment::End(shown_reason(reason, flow));

@@ -1,7 +1,7 @@
 use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
-use sekisho_core::layout::{self, Flow, FlowKey6, end_reason, event, reason, verdict};
+use sekisho_core::layout::{self, Flow, FlowEvent, FlowKey6, end_reason, event, reason, verdict};
 
 use super::testing::{Bench, Nobody, SECOND, at, event as told, flow, jiffies, layout_counters, view};
 use super::{Context, Moment, Now, Sighting, Table};
@@ -190,11 +190,80 @@ fn flows_end_with_their_endpoint_and_with_the_agent() {
     let mut table = HashMap::from([(key, (Table::Established, flow_1))]);
     bench.sweep(8 * SECOND, 1, &mut table);
     table.insert(young_key, (Table::Embryonic, young));
-    bench.engine.begin_shutdown();
+    bench.engine.begin_shutdown(true);
     bench.sweep(9 * SECOND, 2, &mut table);
     assert_eq!(table.len(), 2, "enforcement stays");
     let end = Moment::End(end_reason::SHUTDOWN);
     assert_eq!(bench.moments(), [Moment::Update, end, end]);
+}
+
+fn shut_down(bench: &mut Bench, succeeded: bool, table: &mut HashMap<FlowKey6, (Table, Flow)>) {
+    bench.engine.begin_shutdown(succeeded);
+    bench.sweep(9 * SECOND, 1, table);
+    bench.engine.shutdown(&mut Context { now: at(9 * SECOND), kernel: &mut Nobody, witness: &mut bench.told });
+}
+
+#[test]
+fn a_closed_connection_that_lingers_ends_once_over_a_restart() {
+    let (key, mut flow) = flow(2 * SECOND, 80);
+    let told = |succeeded| {
+        let mut bench = Bench::new(SECOND);
+        bench.sweep(8 * SECOND, 1, &mut HashMap::from([(key, (Table::Established, flow))]));
+        let closed = Flow { tcp_flags: [0x13, 0x13], last: jiffies(9 * SECOND), ..flow };
+        shut_down(&mut bench, succeeded, &mut HashMap::from([(key, (Table::Established, closed))]));
+        bench.moments()
+    };
+    assert_eq!(told(true), [Moment::Update], "the kernel tells the next agent");
+    assert_eq!(told(false), [Moment::Update, Moment::End(end_reason::FIN)]);
+
+    // It is over before its first sweep.
+    let mut bench = Bench::new(SECOND);
+    flow.tcp_flags = [0x13, 0x13];
+    shut_down(&mut bench, true, &mut HashMap::from([(key, (Table::Established, flow))]));
+    assert!(bench.records().is_empty());
+}
+
+#[test]
+fn what_ends_during_a_sweep_ends_once_and_last() {
+    let (key, mut old) = flow(2 * SECOND, 80);
+    (old.packets, old.last) = ([5, 5], jiffies(8 * SECOND));
+    let new = Flow { start_ns: 8 * SECOND, packets: [1, 0], verdict: verdict::DENIED, ..old };
+    let mut bench = Bench::new(SECOND);
+    bench.engine.begin_sweep(&vec![0; layout_counters()]);
+    bench.engine.on_swept(Table::Established, 4, &key, &old, &at(8 * SECOND));
+    bench.event(event::END, end_reason::VERDICT_CHANGED, key, old, 8 * SECOND);
+    bench.start(key, new);
+    bench.engine.end_sweep(&mut Context { now: at(8 * SECOND), kernel: &mut Nobody, witness: &mut bench.told });
+    let mut told = vec![Moment::End(end_reason::VERDICT_CHANGED), Moment::Start];
+    assert_eq!(bench.moments(), told);
+    let mut table = HashMap::from([(key, (Table::Embryonic, new))]);
+    for second in 9..40 {
+        bench.sweep(second * SECOND, 2, &mut table);
+    }
+    told.push(Moment::End(end_reason::DENIED));
+    assert_eq!(bench.moments(), told);
+
+    // A shutdown's sweep meets it, then the kernel ends it.
+    let mut bench = Bench::new(SECOND);
+    bench.engine.begin_shutdown(true);
+    bench.engine.begin_sweep(&vec![0; layout_counters()]);
+    bench.engine.on_swept(Table::Established, 4, &key, &old, &at(8 * SECOND));
+    bench.event(event::END, end_reason::RST, key, old, 8 * SECOND);
+    bench.engine.end_sweep(&mut Context { now: at(8 * SECOND), kernel: &mut Nobody, witness: &mut bench.told });
+    assert_eq!(bench.moments(), [Moment::End(end_reason::RST)]);
+}
+
+/// After a pause the rings hold whole lives, and a start may lie in a later ring than its end.
+#[test]
+fn rings_are_read_in_the_order_of_time() {
+    let mut bench = Bench::new(SECOND);
+    let (key, flow) = flow(2 * SECOND, 80);
+    let end = FlowEvent { time_ns: 4 * SECOND, ..told(event::END, end_reason::RST, key, flow) };
+    let mut events = vec![end, told(event::START, 0, key, flow)];
+    let mut context = Context { now: at(5 * SECOND), kernel: &mut Nobody, witness: &mut bench.told };
+    bench.engine.on_events(&mut events, &mut context);
+    assert_eq!(bench.moments(), [Moment::Start, Moment::End(end_reason::RST)]);
+    assert!(events.is_empty());
 }
 
 #[test]
@@ -231,7 +300,9 @@ fn silence_is_told_after_three_seconds_and_an_answer_ends_it() {
     let mut table = HashMap::from([(silent_key, (Table::Embryonic, silent)), (answered_key, (Table::Embryonic, answered))]);
     bench.sweep(4 * SECOND, 2, &mut table);
     assert!(bench.told.0.is_empty());
-    bench.sweep(6 * SECOND, 2, &mut table);
+    for second in 6..20 {
+        bench.sweep(second * SECOND, 2, &mut table);
+    }
     let sightings: Vec<Sighting> = bench.told.0.iter().map(|(s, _)| *s).collect();
     assert_eq!(sightings, [Sighting::Silent]);
 }

@@ -44,7 +44,7 @@ impl Engine {
         let id = self.seed.flow_id(key, flow.born_ns);
         self.tally.met(id, flow.start_ns);
         let work = |kind| Work { kind, key: *key, family, flow: *flow };
-        if self.shutting_down {
+        if self.shutting_down && !(self.succeeded && closed(flow).is_some()) {
             let reason = closed(flow).unwrap_or(end_reason::SHUTDOWN);
             self.work.push(work(WorkKind::End(reason)));
             return Sweep::Keep;
@@ -54,7 +54,7 @@ impl Engine {
             return Sweep::Remove;
         }
         if closed(flow).is_some() || self.settled.get(&(id, flow.start_ns)).is_some() {
-            // Its end is on the way: the kernel tells it.
+            // Its end is on the way: the kernel tells it, the next agent if not this one.
             if let Some(open) = self.open.get_mut(&id) {
                 open.seen = self.sweeps;
             }
@@ -117,6 +117,7 @@ impl Engine {
     pub fn end_sweep(&mut self, context: &mut Context<'_>) {
         self.settle(context);
         self.settled.age();
+        self.swept_ns = context.now.boot_ns;
         let sweeps = self.sweeps;
         let vanished: Vec<u64> = self.open.iter().filter(|(_, open)| open.seen + MISSED <= sweeps).map(|(id, _)| *id).collect();
         for id in vanished {
@@ -135,14 +136,19 @@ impl Engine {
     /// Ends a sweep that did not come to its end: what it did not meet may still be there, so nobody counts as missed.
     pub fn break_off_sweep(&mut self, context: &mut Context<'_>) {
         self.settle(context);
+        if self.shutting_down {
+            return;
+        }
         for open in self.open.values_mut() {
             open.seen = self.sweeps;
         }
     }
 
-    /// Ends what is open. After this, a sweep ends what was never open here: see [`on_swept`](Self::on_swept).
-    pub fn begin_shutdown(&mut self) {
+    /// Ends what is open. After this, a sweep ends what was never open here: see [`on_swept`](Self::on_swept). Where another
+    /// agent may come after this one, connections that have closed and linger are left to it: one end each.
+    pub fn begin_shutdown(&mut self, succeeded: bool) {
         self.shutting_down = true;
+        self.succeeded = succeeded;
     }
 
     /// Ends what no sweep met any more.
@@ -151,6 +157,9 @@ impl Engine {
         self.release_all(context);
         let open: Vec<Open> = self.open.drain().map(|(_, open)| open).collect();
         for open in open {
+            if self.succeeded && open.seen == self.sweeps {
+                continue;
+            }
             let reason = closed(&open.record.flow).unwrap_or(end_reason::SHUTDOWN);
             self.vanish(reason, &open, context);
         }
@@ -168,6 +177,10 @@ impl Engine {
 
     fn update(&mut self, table: Table, item: &Work, context: &mut Context<'_>) {
         let id = self.seed.flow_id(&item.key, item.flow.born_ns);
+        if self.settled.get(&(id, item.flow.start_ns)).is_some() {
+            // It ended between the sweep and now.
+            return;
+        }
         self.release(id, context);
         let record = match self.open.get(&id) {
             Some(open) if open.record.flow.start_ns != item.flow.start_ns => return,
@@ -209,14 +222,15 @@ impl Engine {
         }
     }
 
-    /// Whether an opener waits in vain. Told while that is young, so that it is told by each flow only a few times.
+    /// Whether an opener waits in vain, and did not yet at the last sweep: it is told once.
     fn is_silent(&self, table: Table, key: &FlowKey6, flow: &Flow, age: u64) -> bool {
         table == Table::Embryonic
             && flow.verdict != verdict::DENIED
             && flow.opened != layout::UNKNOWN
             && flow.packets[1] == 0
             && !matches!(key.protocol, ICMP | ICMPV6)
-            && (self.settings.silent_ns..self.settings.silent_ns * 3).contains(&age)
+            && age >= self.settings.silent_ns
+            && flow.start_ns + self.settings.silent_ns > self.swept_ns
     }
 }
 

@@ -122,7 +122,7 @@ fn whatever_comes_next_of_a_flow_comes_after_its_start() {
     // Nothing is forgotten at the end.
     let (key, flow) = nameless("10.0.0.80");
     bench.start(key, flow);
-    bench.engine.begin_shutdown();
+    bench.engine.begin_shutdown(true);
     bench.engine.shutdown(&mut Context { now: at(3 * SECOND), kernel: &mut Nobody, witness: &mut bench.told });
     assert_eq!(bench.moments()[6], Moment::Start);
 }
