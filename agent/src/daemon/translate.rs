@@ -17,6 +17,8 @@ use crate::flow::{Dialled, Side};
 /// Questions a second, and how many may come at once.
 const RATE: u32 = 4000;
 const BURST: u32 = 1000;
+/// Questions that may wait for their answers: connection tracking that is slow is asked less.
+const WAITING: u32 = 4 * BURST;
 /// When what was not found is asked for again.
 const AGAIN: Duration = Duration::from_millis(25);
 
@@ -44,6 +46,8 @@ pub(super) struct Translator {
     /// Questions that may be asked now, and since when that is so.
     left: u32,
     filled: Instant,
+    /// Questions without an answer yet.
+    waiting: u32,
     tally: Tally,
 }
 
@@ -54,7 +58,7 @@ impl Translator {
         let (questions, asked) = channel();
         let (answer, answers) = channel();
         thread::Builder::new().name("translations".into()).spawn(move || serve(conntrack, &asked, &answer))?;
-        Ok(Self { questions, answers, left: BURST, filled: Instant::now(), tally: Tally::default() })
+        Ok(Self { questions, answers, left: BURST, filled: Instant::now(), waiting: 0, tally: Tally::default() })
     }
 
     /// How many may be asked now.
@@ -65,7 +69,7 @@ impl Translator {
             self.left = self.left.saturating_add(more).min(BURST);
             self.filled = now;
         }
-        self.left as usize
+        self.left.min(WAITING.saturating_sub(self.waiting)) as usize
     }
 
     /// Hands questions over, as many as there was room for.
@@ -73,17 +77,20 @@ impl Translator {
         if dialled.is_empty() {
             return;
         }
-        self.left = self.left.saturating_sub(u32::try_from(dialled.len()).unwrap_or(u32::MAX));
-        let count = dialled.len() as u64;
-        if self.questions.send(dialled).is_err() {
+        let count = u32::try_from(dialled.len()).unwrap_or(u32::MAX);
+        self.left = self.left.saturating_sub(count);
+        if self.questions.send(dialled).is_ok() {
+            self.waiting = self.waiting.saturating_add(count);
+        } else {
             // The thread is gone: nothing will be found any more.
-            self.tally.failed += count;
+            self.tally.failed += u64::from(count);
         }
     }
 
     /// An answer, if there is one.
     pub(super) fn answer(&mut self) -> Option<Answer> {
         let (dialled, outcome) = self.answers.try_recv().ok()?;
+        self.waiting = self.waiting.saturating_sub(1);
         let found = match outcome {
             Outcome::Found(source, destination) => {
                 self.tally.found += 1;
@@ -140,5 +147,32 @@ fn serve(mut conntrack: Conntrack, asked: &Receiver<Vec<Dialled>>, answers: &Sen
             let outcome = look(&dialled);
             drop(answers.send((dialled, outcome)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_answer_is_asked_no_more() {
+        let (questions, asked) = channel();
+        let (answer, answers) = channel();
+        let began = Instant::now();
+        let mut translator = Translator { questions, answers, left: BURST, filled: began, waiting: 0, tally: Tally::default() };
+        let side = ([10, 0, 0, 1].into(), 80);
+        let dialled = Dialled { flow_id: 1, start_ns: 1, protocol: 6, source: side, destination: side };
+        let mut given = 0;
+        for second in 1..60 {
+            let room = translator.room(began + Duration::from_secs(second));
+            translator.ask(vec![dialled; room]);
+            given += room;
+        }
+        assert_eq!((given, asked.try_iter().flatten().count()), (WAITING as usize, WAITING as usize));
+        for _ in 0..7 {
+            answer.send((dialled, Outcome::NotFound)).unwrap();
+            assert_eq!(translator.answer(), Some((dialled, None)));
+        }
+        assert_eq!((translator.room(began + Duration::from_secs(60)), translator.tally().not_found), (7, 7));
     }
 }
