@@ -36,7 +36,7 @@ impl<T: Eq> Window<T> {
             member.met_ns = member.met_ns.max(contact.time_ns);
             if failed && contact.time_ns > member.failed_ns {
                 member.failed_ns = contact.time_ns;
-                member.contact = Arc::new(contact.clone());
+                replace(&mut member.contact, contact);
             }
             return;
         }
@@ -45,10 +45,7 @@ impl<T: Eq> Window<T> {
             && let Some(oldest) = self.members.iter_mut().min_by_key(|m| m.met_ns)
         {
             (oldest.id, oldest.met_ns, oldest.failed_ns) = (id, contact.time_ns, failed_ns);
-            match Arc::get_mut(&mut oldest.contact) {
-                Some(room) => room.clone_from(contact),
-                None => oldest.contact = Arc::new(contact.clone()),
-            }
+            replace(&mut oldest.contact, contact);
             return;
         }
         self.members.push(Member { id, met_ns: contact.time_ns, failed_ns, contact: Arc::new(contact.clone()) });
@@ -68,6 +65,14 @@ impl<T: Eq> Window<T> {
 
     pub(super) fn len(&self) -> usize {
         self.members.len()
+    }
+}
+
+/// Puts a contact in another's place, without new memory unless an alert was gathered from the other: a flood does it all the time.
+fn replace(place: &mut Arc<Contact>, contact: &Contact) {
+    match Arc::get_mut(place) {
+        Some(room) => room.clone_from(contact),
+        None => *place = Arc::new(contact.clone()),
     }
 }
 
