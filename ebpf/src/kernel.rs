@@ -190,6 +190,13 @@ impl Direct {
         }
         Self { data, end, length: skb.len() as usize }
     }
+
+    /// Where a `T` lies in the packet, to be read and written.
+    #[inline(always)]
+    pub(crate) fn place<T>(&self, offset: usize) -> Option<*mut T> {
+        let at = self.data + offset;
+        if at + size_of::<T>() > self.end { None } else { Some(at as *mut T) }
+    }
 }
 
 impl Window for Direct {

@@ -150,6 +150,13 @@ pub fn merge(_ctx: TcContext) -> i32 {
     i32::from(!merge::merge())
 }
 
+/// Tells who used the sockets of a frame; run by the agent, never attached.
+#[classifier]
+pub fn sockets(ctx: TcContext) -> i32 {
+    process::tell(kernel::Skb(ctx.as_ptr().cast()));
+    NEXT
+}
+
 /// Does nothing: what benches compare with. Never attached.
 #[classifier]
 pub fn empty(_ctx: TcContext) -> i32 {

@@ -141,6 +141,20 @@ impl Programs {
         Ok(Outcome { code: result.return_value.cast_signed(), time: result.duration })
     }
 
+    /// Runs a classifier once on `frame`; returns the frame as it left it.
+    pub fn rewritten(&self, program: &str, frame: &[u8]) -> Result<Vec<u8>> {
+        let mut out = vec![0; frame.len()];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut out);
+        options.repeat = 1;
+        match self.bpf.program(program).with_context(|| format!("no program {program}"))? {
+            Program::SchedClassifier(p) => p.test_run(options)?,
+            _ => bail!("{program} is no classifier"),
+        };
+        Ok(out)
+    }
+
     /// Wraps a classifier so that each of its runs finds the 16-bit field at `field` of the frame one higher.
     pub fn vary(&self, program: &str, field: u16) -> Result<Varied> {
         match self.bpf.program(program).with_context(|| format!("no program {program}"))? {

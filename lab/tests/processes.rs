@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use sekisho_lab::{Agent, Lab, PodSpec, tool};
+use sekisho_lab::{Agent, Lab, PodSpec, tool, until};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(8);
@@ -50,6 +50,26 @@ fn records_name_who_dialled_and_who_listens() -> Result<()> {
             );
             ensure!(sent["listener"].is_null(), "{what}: nobody of the client's listens: {sent:#}");
         }
+    }
+    Ok(())
+}
+
+/// Many at once are asked for together.
+#[test]
+fn a_burst_of_sockets_is_named_too() -> Result<()> {
+    const SOCKETS: usize = 1000;
+    let lab = Lab::new("processes-burst")?;
+    let client = lab.pod(PodSpec::new("shop", "client"))?;
+    let agent = Agent::start(&lab, &[])?;
+    let target = std::net::SocketAddr::new(lab.outside_v4(), 9000).to_string();
+    let count = SOCKETS.to_string();
+    let spray = client.spawn(tool::binary()?, &["spray", "sockets", &client.v4().to_string(), &target, &count, "20000"])?;
+    let pid = spray.pid();
+    ensure!(spray.finish(SOON)?.success(), "all were sent");
+    let starts = || agent.records_of(&["--kind", "start", "--port", "9000"]);
+    until(SOON, "a record of each", || Ok(starts()?.len() == SOCKETS))?;
+    for record in starts()? {
+        ensure!(record["process"]["pid"] == pid && record["process"]["comm"] == "sekisho-lab", "{pid} sent it: {record:#}");
     }
     Ok(())
 }

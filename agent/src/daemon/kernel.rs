@@ -15,6 +15,10 @@ impl Kernel for Asked<'_> {
         self.0.process(cookie)
     }
 
+    fn processes(&mut self, cookies: &[u64]) -> Vec<Option<Process>> {
+        self.0.processes(cookies)
+    }
+
     fn describe(&mut self, process: &Process) -> ProcessInfo {
         let end = process.comm.iter().position(|b| *b == 0).unwrap_or(process.comm.len());
         let comm: Arc<str> = String::from_utf8_lossy(&process.comm[..end]).into();

@@ -471,3 +471,19 @@ pub(super) fn test_run(program: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: `frame` is readable for the size told; no output is asked for.
     unsafe { call(PROG_TEST_RUN, &mut attr) }.map(drop)
 }
+
+/// Runs a classifier once over a frame and leaves in it what the program wrote there.
+pub(super) fn test_run_on(program: BorrowedFd<'_>, frame: &mut [u8]) -> io::Result<()> {
+    let size = small(frame.len());
+    let mut attr = TestRunAttr {
+        prog_fd: raw(program),
+        data_size_in: size,
+        data_size_out: size,
+        data_in: address(frame),
+        data_out: address_mut(frame),
+        repeat: 1,
+        ..TestRunAttr::default()
+    };
+    // SAFETY: `frame` is readable and writable for the size told; the kernel reads all of it before it writes.
+    unsafe { call(PROG_TEST_RUN, &mut attr) }.map(drop)
+}

@@ -127,7 +127,7 @@ impl AsFd for Loaded {
 /// Programs by name. The ones that the object must have are checked at load.
 pub(super) type Programs = BTreeMap<String, Loaded>;
 
-const REQUIRED: [&str; 14] = [
+const REQUIRED: [&str; 15] = [
     "pod_egress",
     "pod_ingress",
     "cg_egress",
@@ -142,6 +142,7 @@ const REQUIRED: [&str; 14] = [
     "post_bind6",
     "clock",
     "merge",
+    "sockets",
 ];
 
 /// What loading gives.

@@ -5,11 +5,12 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sekisho_core::layout::{ListenerKey, Process};
+use sekisho_core::layout::{ListenerKey, Process, SocketFrame, SocketQuery};
+use zerocopy::{FromZeros, IntoBytes};
 
-use super::Datapath;
 use super::cgroup::PodCgroup;
 use super::endpoint::ListenerInfo;
+use super::{Datapath, attach, bpf};
 
 /// How long an answer is believed, and how long "nobody" is.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
@@ -27,6 +28,26 @@ impl Datapath {
     /// The process that used a socket, as a hook saw it.
     pub fn process(&self, cookie: u64) -> Option<Process> {
         self.maps.sockets.get(&cookie).ok().flatten()
+    }
+
+    /// The processes that used sockets, in the sockets' order: a system call asks for a whole frame of them.
+    pub fn processes(&self, cookies: &[u64]) -> Vec<Option<Process>> {
+        let mut found = Vec::with_capacity(cookies.len());
+        let mut frame = SocketFrame::new_zeroed();
+        for some in cookies.chunks(frame.queries.len()) {
+            for (query, cookie) in frame.queries.iter_mut().zip(some) {
+                *query = SocketQuery { cookie: *cookie, process: Process::ZERO };
+            }
+            let length = size_of_val(&frame.link) + size_of_val(&frame.queries[..some.len()]);
+            match bpf::test_run_on(attach::fd(&self.programs, "sockets"), &mut frame.as_mut_bytes()[..length]) {
+                Ok(()) => found.extend(frame.queries[..some.len()].iter().map(|query| (query.process.pid != 0).then_some(query.process))),
+                Err(error) => {
+                    tracing::debug!(%error, "sockets are asked for one by one");
+                    found.extend(some.iter().map(|cookie| self.process(*cookie)));
+                }
+            }
+        }
+        found
     }
 
     /// Who listens on a pod's port.

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
-use sekisho_core::layout::{self, Address, Flow, FlowKey6, reason, verdict};
+use sekisho_core::layout::{self, Address, Flow, FlowEvent, FlowKey6, reason, verdict};
 
 use super::directory::Directory;
 use super::number::NumberMap;
@@ -22,6 +22,8 @@ const VERSIONS: usize = 3;
 const EXPLANATIONS: usize = 4096;
 /// How many sockets' processes are remembered.
 const SOCKETS: usize = 8192;
+/// From how many sockets on they are asked for together.
+const TOGETHER: usize = 4;
 /// How long it is believed that nobody is known behind a socket: one that hooks do not see, a raw one, may send many flows.
 const NO_PROCESS_NS: u64 = 1_000_000_000;
 /// How long a listener is believed.
@@ -42,6 +44,8 @@ pub trait Explainer: Send + Sync {
 pub trait Kernel {
     /// The process behind a socket cookie, as a hook saw it.
     fn process(&mut self, cookie: u64) -> Option<layout::Process>;
+    /// The same of many, in their order.
+    fn processes(&mut self, cookies: &[u64]) -> Vec<Option<layout::Process>>;
     /// The same with what only user space can add: container id, executable.
     fn describe(&mut self, process: &layout::Process) -> ProcessInfo;
     /// Who listens on an endpoint's port.
@@ -193,8 +197,30 @@ impl Attribution {
         {
             return known;
         }
-        let Some(seen) = kernel.process(flow.cookie) else {
-            self.sockets.insert(flow.cookie, (boot_ns + NO_PROCESS_NS, None));
+        let seen = kernel.process(flow.cookie);
+        self.remember(flow.cookie, seen, boot_ns, kernel)
+    }
+
+    /// Asks who is behind the sockets of flows that begin, for all of them together: one by one it is a system call for each.
+    pub(super) fn meet_sockets(&mut self, starts: &[FlowEvent], boot_ns: u64, kernel: &mut dyn Kernel) {
+        let mut cookies = Vec::new();
+        for flow in starts.iter().map(|event| &event.flow).filter(|flow| flow.cookie != 0 && flow.opened == layout::EGRESS) {
+            if self.sockets.get(&flow.cookie).is_none_or(|(until, _)| until <= boot_ns) {
+                cookies.push(flow.cookie);
+            }
+        }
+        cookies.dedup();
+        if cookies.len() < TOGETHER {
+            return;
+        }
+        for (cookie, seen) in cookies.iter().zip(kernel.processes(&cookies)) {
+            self.remember(*cookie, seen, boot_ns, kernel);
+        }
+    }
+
+    fn remember(&mut self, cookie: u64, seen: Option<layout::Process>, boot_ns: u64, kernel: &mut dyn Kernel) -> Option<Arc<ProcessInfo>> {
+        let Some(seen) = seen else {
+            self.sockets.insert(cookie, (boot_ns + NO_PROCESS_NS, None));
             return None;
         };
         let name = (seen.pid, seen.uid, seen.cgroup, u128::from_le_bytes(seen.comm));
@@ -205,7 +231,7 @@ impl Attribution {
             self.processes.insert(name, info.clone());
             info
         };
-        self.sockets.insert(flow.cookie, (u64::MAX, Some(info.clone())));
+        self.sockets.insert(cookie, (u64::MAX, Some(info.clone())));
         Some(info)
     }
 

@@ -26,6 +26,8 @@ use super::waiting::{Dialled, Translated, Waiting};
 use crate::inventory::ObjectName;
 
 const SECOND: u64 = 1_000_000_000;
+/// Events whose sockets are asked for together: fewer than sockets are remembered.
+const TOGETHER: usize = 2048;
 /// How many numbers are remembered as borne.
 const BORNE: usize = 8_192;
 /// For how many flows to Services it is remembered what stands behind: those that had no update yet.
@@ -234,9 +236,13 @@ impl Engine {
         if events.iter().any(|event| event.kind != event::START) && !events.is_sorted_by_key(|event| event.time_ns) {
             events.sort_by_key(|event| event.time_ns);
         }
-        for event in events.drain(..) {
-            self.on_event(&event, context);
+        for some in events.chunks(TOGETHER) {
+            self.attribution.meet_sockets(some, context.now.boot_ns, context.kernel);
+            for event in some {
+                self.on_event(event, context);
+            }
         }
+        events.clear();
     }
 
     /// Handles one event of the rings.

@@ -41,6 +41,8 @@ pub use waiting::{Dialled, NAME_NS, Translated};
 pub use written::JournalStore;
 
 #[cfg(test)]
+mod attribution_tests;
+#[cfg(test)]
 mod book_tests;
 #[cfg(test)]
 mod engine_tests;

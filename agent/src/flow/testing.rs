@@ -21,6 +21,9 @@ impl Kernel for Nobody {
     fn process(&mut self, _: u64) -> Option<layout::Process> {
         None
     }
+    fn processes(&mut self, cookies: &[u64]) -> Vec<Option<layout::Process>> {
+        vec![None; cookies.len()]
+    }
     fn describe(&mut self, process: &layout::Process) -> ProcessInfo {
         ProcessInfo { pid: process.pid, comm: "".into(), uid: None, container_id: None, exe: None }
     }
