@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -95,7 +95,10 @@ pub async fn bind(socket: &Path, listen: Option<SocketAddr>, tls: Option<Tls>) -
             if tls.is_none() {
                 check_loopback(address)?;
             }
-            Some(bind_tcp(address).await?)
+            Some(bind_tcp(address).await.map_err(|source| match source.kind() {
+                io::ErrorKind::AddrInUse => BindError::PortInUse(address),
+                _ => BindError::Tcp { address, source },
+            })?)
         }
         None => None,
     };
@@ -108,11 +111,14 @@ pub async fn bind(socket: &Path, listen: Option<SocketAddr>, tls: Option<Tls>) -
     Ok(Listeners { unix: Some(unix), tcp, tls: tls.map(Arc::new), path: socket.to_owned(), inode })
 }
 
-async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(address).await.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => BindError::PortInUse(address),
-        _ => BindError::Tcp { address, source },
-    })
+/// Binds an address. `[::]` is every address of both families; where the kernel has no IPv6, every one of IPv4.
+pub(super) async fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await.map_err(|_| error)
+        }
+        bound => bound,
+    }
 }
 
 fn make_folder(socket: &Path) -> Result<(), BindError> {

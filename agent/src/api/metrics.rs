@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::hash::Hash;
+use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
@@ -36,7 +37,7 @@ impl Format {
 }
 
 /// Every metric of this moment.
-pub(super) fn page(status: proto::StatusResponse, format: Format) -> String {
+pub(super) fn page(status: Arc<proto::StatusResponse>, format: Format) -> String {
     let page = render(status);
     match format {
         Format::OpenMetrics => page,
@@ -61,7 +62,7 @@ fn as_text(page: &str) -> String {
     text
 }
 
-fn render(status: proto::StatusResponse) -> String {
+fn render(status: Arc<proto::StatusResponse>) -> String {
     let mut registry = Registry::with_prefix("sekisho");
     registry.register_collector(Box::new(Moment(status)));
     let mut process = Registry::default();
@@ -95,7 +96,7 @@ where
 }
 
 #[derive(Debug)]
-struct Moment(proto::StatusResponse);
+struct Moment(Arc<proto::StatusResponse>);
 
 impl Collector for Moment {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -295,7 +296,7 @@ mod tests {
             }),
             ..proto::StatusResponse::default()
         };
-        let page = render(status);
+        let page = render(Arc::new(status));
         let lines = [
             "sekisho_ready 1.0",
             "sekisho_mode{mode=\"audit\"} 1.0",
@@ -320,7 +321,8 @@ mod tests {
 
     #[test]
     fn who_does_not_ask_for_open_metrics_gets_the_older_text() {
-        let status = || proto::StatusResponse { counters: [("dropped".to_owned(), 7)].into(), ..proto::StatusResponse::default() };
+        let status =
+            || Arc::new(proto::StatusResponse { counters: [("dropped".to_owned(), 7)].into(), ..proto::StatusResponse::default() });
         let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4";
         let new = page(status(), Format::accepted(prometheus));
         assert!(new.contains("# TYPE sekisho_kernel counter\n") && new.ends_with("# EOF\n"));

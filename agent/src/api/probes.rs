@@ -1,28 +1,36 @@
 //! What a kubelet and Prometheus ask: `/healthz`, `/readyz` and `/metrics` over plain HTTP.
 //!
-//! It says numbers about the node and no name of a pod, and takes no orders, so it may listen on any address.
+//! It says numbers about the node and no name of a pod, and takes no orders, so it may listen on any address. Whoever reaches that
+//! address may ask as often as they like: that costs neither descriptors, for connections wait in the kernel until there is a place,
+//! nor the thread that judges, which is asked for its status at most once in a while on behalf of all.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use sekisho_proto::StatusResponse;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 
-use super::{Agent, metrics};
+use super::{Agent, Refusal, listen, metrics};
 
-/// A request must come, and its answer go, within this.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A request must come within this.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Its answer must be made and go within this.
+const ANSWER: Duration = Duration::from_secs(10);
 /// Longest request.
 const REQUEST: usize = 8 << 10;
-/// Requests at a time; more wait.
-const AT_ONCE: usize = 8;
+/// Connections at a time; more wait in the kernel.
+const AT_ONCE: usize = 32;
+/// How long one status answers everybody.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// Why probes cannot be served.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen for --metrics on {address}: {source}")]
+#[error("cannot listen on {address}: {source}; give another address and port with --metrics")]
 pub struct ProbeError {
     address: SocketAddr,
     source: io::Error,
@@ -34,7 +42,7 @@ pub struct Probes(TcpListener);
 impl Probes {
     /// Binds `address`.
     pub async fn bind(address: SocketAddr) -> Result<Self, ProbeError> {
-        TcpListener::bind(address).await.map(Self).map_err(|source| ProbeError { address, source })
+        listen::bind_tcp(address).await.map(Self).map_err(|source| ProbeError { address, source })
     }
 
     /// Where it listens.
@@ -44,10 +52,15 @@ impl Probes {
 
     /// Answers until `stopped`.
     pub async fn serve(self, agent: Arc<dyn Agent>, mut stopped: watch::Receiver<bool>) {
+        let answers = Arc::new(Answers { agent, kept: Mutex::new(None) });
         let places = Arc::new(Semaphore::new(AT_ONCE));
         loop {
-            let accepted = tokio::select! {
-                accepted = self.0.accept() => accepted,
+            let accepted = async {
+                let place = places.clone().acquire_owned().await;
+                (place, self.0.accept().await)
+            };
+            let (place, accepted) = tokio::select! {
+                accepted = accepted => accepted,
                 _ = stopped.changed() => return,
             };
             let Ok((stream, _)) = accepted else {
@@ -55,11 +68,11 @@ impl Probes {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let (agent, places) = (agent.clone(), places.clone());
+            let answers = answers.clone();
             tokio::spawn(async move {
-                let Ok(_place) = places.acquire().await else { return };
+                let _place = place;
                 // Who asks and does not listen gets nothing.
-                drop(tokio::time::timeout(PATIENCE, answer(stream, agent)).await);
+                drop(answer(stream, &answers).await);
             });
         }
     }
@@ -70,29 +83,35 @@ type Answer = (&'static str, &'static str, String);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-async fn answer(mut stream: TcpStream, agent: Arc<dyn Agent>) -> io::Result<()> {
+async fn answer(mut stream: TcpStream, answers: &Answers) -> io::Result<()> {
     let mut request = Vec::new();
-    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
-        if request.len() >= REQUEST || stream.read_buf(&mut request).await? == 0 {
-            return Ok(());
+    tokio::time::timeout(PATIENCE, async {
+        while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+            if request.len() >= REQUEST || stream.read_buf(&mut request).await? == 0 {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
         }
-    }
+        io::Result::Ok(())
+    })
+    .await??;
     let line = String::from_utf8_lossy(request.split(|b| *b == b'\r').next().unwrap_or_default()).into_owned();
     let mut words = line.split(' ');
-    let (method, path) = (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
-    let path = path.split('?').next().unwrap_or_default().to_owned();
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let path = path.split('?').next().unwrap_or_default();
     let format = metrics::Format::accepted(&header(&request, "accept"));
-    // The agent answers from its own thread and may take a moment.
-    let (status, kind, body) = match method.as_str() {
-        "GET" | "HEAD" => tokio::task::spawn_blocking(move || say(&path, format, &*agent)).await.unwrap_or_else(|_| failed("no answer")),
-        _ => ("405 Method Not Allowed", TEXT, "GET or HEAD\n".to_owned()),
-    };
-    let head = format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-    stream.write_all(head.as_bytes()).await?;
-    if method == "GET" {
-        stream.write_all(body.as_bytes()).await?;
-    }
-    stream.shutdown().await
+    tokio::time::timeout(ANSWER, async {
+        let (status, kind, body) = match method {
+            "GET" | "HEAD" => answers.say(path, format).await,
+            _ => ("405 Method Not Allowed", TEXT, "GET or HEAD\n".to_owned()),
+        };
+        let head = format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).await?;
+        if method == "GET" {
+            stream.write_all(body.as_bytes()).await?;
+        }
+        stream.shutdown().await
+    })
+    .await?
 }
 
 /// A header's value, in small letters.
@@ -106,22 +125,52 @@ fn failed(why: &str) -> Answer {
     ("503 Service Unavailable", TEXT, format!("{why}\n"))
 }
 
-fn say(path: &str, format: metrics::Format, agent: &dyn Agent) -> Answer {
-    match path {
-        // Alive: the thread that judges answers.
-        "/healthz" | "/livez" => match agent.mode(None) {
-            Ok(_) => ("200 OK", TEXT, "ok\n".to_owned()),
-            Err(e) => failed(&e.to_string()),
-        },
-        "/readyz" if agent.ready() => ("200 OK", TEXT, "ready: every pod is covered and the policy is in force\n".to_owned()),
-        "/readyz" => match agent.status() {
-            Ok(status) => failed(&format!("not ready\n{}", status.unready.join("\n"))),
-            Err(e) => failed(&e.to_string()),
-        },
-        "/metrics" => match agent.status() {
-            Ok(status) => ("200 OK", format.content_type(), metrics::page(status, format)),
-            Err(e) => failed(&e.to_string()),
-        },
-        _ => ("404 Not Found", TEXT, "/metrics, /healthz or /readyz\n".to_owned()),
+/// What the agent says, asked no more often than need be.
+struct Answers {
+    agent: Arc<dyn Agent>,
+    /// The newest status, and since when it is.
+    kept: Mutex<Option<(Instant, Arc<StatusResponse>)>>,
+}
+
+impl Answers {
+    async fn say(&self, path: &str, format: metrics::Format) -> Answer {
+        match path {
+            // Alive: the thread that judges answers.
+            "/healthz" | "/livez" => match self.ask(|agent| agent.mode(None)).await {
+                Ok(_) => ("200 OK", TEXT, "ok\n".to_owned()),
+                Err(e) => failed(&e.to_string()),
+            },
+            "/readyz" if self.agent.ready() => ("200 OK", TEXT, "ready: every pod is covered and the policy is in force\n".to_owned()),
+            "/readyz" => match self.status().await {
+                // The reasons name pods, and anybody may ask here.
+                Ok(status) => failed(&format!("not ready; reasons: {}, named by `sekisho status`", status.unready.len())),
+                Err(e) => failed(&e.to_string()),
+            },
+            "/metrics" => match self.status().await {
+                Ok(status) => ("200 OK", format.content_type(), metrics::page(status, format)),
+                Err(e) => failed(&e.to_string()),
+            },
+            _ => ("404 Not Found", TEXT, "/metrics, /healthz or /readyz\n".to_owned()),
+        }
+    }
+
+    /// The status of this moment, or of one shortly before.
+    async fn status(&self) -> Result<Arc<StatusResponse>, Refusal> {
+        let mut kept = self.kept.lock().await;
+        if let Some((since, status)) = &*kept
+            && since.elapsed() < FRESH
+        {
+            return Ok(status.clone());
+        }
+        let status = Arc::new(self.ask(Agent::status).await?);
+        *kept = Some((Instant::now(), status.clone()));
+        Ok(status)
+    }
+
+    /// The agent answers from its own thread and may take a moment.
+    async fn ask<T: Send + 'static>(&self, question: fn(&dyn Agent) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let agent = self.agent.clone();
+        let answer = tokio::task::spawn_blocking(move || question(&*agent)).await;
+        answer.unwrap_or_else(|_| Err(Refusal::Unavailable("no answer".to_owned())))
     }
 }

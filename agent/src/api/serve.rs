@@ -17,6 +17,8 @@ use super::{Agent, Listeners, tls};
 
 /// How long open streams may take to end once the agent stops.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How often a client beyond this machine is asked whether it is still there: one that vanished would keep its streams for ever.
+const TRIED: Duration = Duration::from_secs(30);
 /// How often readiness is looked at for the health service.
 const PULSE: Duration = Duration::from_secs(1);
 /// Name under which health is told, beside the server as a whole.
@@ -76,7 +78,9 @@ fn router(agent: &Arc<dyn Agent>, reach: Reach, reporter: HealthReporter) -> Res
     let health = tonic_health::pb::health_server::HealthServer::new(tonic_health::server::HealthService::from_health_reporter(reporter));
     let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
     let reflection_alpha = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    let tried = (reach == Reach::Certified).then_some(TRIED);
     Ok(Server::builder()
+        .http2_keepalive_interval(tried)
         .add_service(SekishoServer::new(Service::new(Arc::clone(agent), reach)))
         .add_service(health)
         .add_service(reflection.build_v1()?)

@@ -119,8 +119,8 @@ pub struct AgentArgs {
     /// Certificates for it.
     #[command(flatten)]
     pub tls: TlsArgs,
-    /// Serve Prometheus metrics on /metrics, and /healthz and /readyz, over HTTP
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    /// Serve Prometheus metrics on /metrics, and /healthz and /readyz, over HTTP; [::]:PORT is every address of both families
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = values::address)]
     pub metrics: Option<SocketAddr>,
     /// Write every record as a line of JSON into a file, or to stdout with `-`
     #[arg(long, value_name = "PATH or -")]

@@ -1,6 +1,7 @@
 //! A real client over real sockets, against an agent in memory with a real book.
 
 mod listening;
+mod probes;
 mod records;
 mod selecting;
 mod streaming;
@@ -22,15 +23,27 @@ use super::*;
 /// Answers from memory.
 struct Memory {
     book: Arc<Book>,
+    /// How often it was asked for its status.
+    asked: AtomicU64,
+    /// Why it is not ready.
+    unready: Vec<String>,
+}
+
+impl Memory {
+    fn new(capacity: usize) -> Self {
+        Self { book: Arc::new(Book::new(capacity)), asked: AtomicU64::new(0), unready: Vec::new() }
+    }
 }
 
 impl Agent for Memory {
     fn ready(&self) -> bool {
-        true
+        self.unready.is_empty()
     }
 
     fn status(&self) -> Result<proto::StatusResponse, Refusal> {
-        Ok(proto::StatusResponse { ready: true, node: "node-1".into(), mode: "enforce".into(), ..Default::default() })
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let (ready, unready) = (self.ready(), self.unready.clone());
+        Ok(proto::StatusResponse { ready, unready, node: "node-1".into(), mode: "enforce".into(), ..Default::default() })
     }
 
     fn explain(&self, request: &proto::ExplainRequest) -> Result<proto::ExplainResponse, Refusal> {
@@ -92,12 +105,12 @@ impl Served {
 
     async fn start_with(listen: Option<&str>, tls: Option<Tls>, capacity: usize) -> Self {
         let folder = Folder::new();
-        let book = Arc::new(Book::new(capacity));
+        let agent = Arc::new(Memory::new(capacity));
+        let book = Arc::clone(&agent.book);
         let listen = listen.map(|address| address.parse().expect("an address"));
         let listeners = bind(&folder.socket(), listen, tls).await.expect("free sockets");
         let tcp = listeners.tcp_address();
         let (stop, stopped) = watch::channel(false);
-        let agent = Arc::new(Memory { book: Arc::clone(&book) });
         let serving = tokio::spawn(serve(listeners, agent, stopped));
         Self { folder, book, stop, serving, tcp }
     }
