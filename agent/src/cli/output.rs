@@ -67,12 +67,12 @@ impl Printer {
         if !text.ends_with('\n') {
             text.push('\n');
         }
-        self.out.write_all(text.as_bytes()).map_err(|error| closed(&error))
+        self.out.write_all(render::harmless(&text).as_bytes()).map_err(|error| closed(&error))
     }
 
     /// Prints what is no message, such as a table.
     pub(super) fn text(&mut self, text: &str) -> Result<(), Failure> {
-        writeln!(self.out, "{text}").map_err(|error| closed(&error))
+        writeln!(self.out, "{}", render::harmless(text)).map_err(|error| closed(&error))
     }
 
     /// Hands over what was printed.

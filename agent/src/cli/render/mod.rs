@@ -17,6 +17,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+
 use sekisho_proto::record::Body;
 use sekisho_proto::{Kind, Name as _, Record, rfc3339};
 
@@ -47,6 +49,27 @@ pub(super) fn record(record: &Record, paint: Paint) -> String {
 fn clock(record: &Record) -> String {
     let time = record.time.as_ref().map(rfc3339).unwrap_or_default();
     time.get(11..23).unwrap_or("--:--:--.---").to_owned()
+}
+
+/// Text in which nothing that a pod has made up, as its processes' names, steers the terminal: control characters are written out, but
+/// for line breaks and our own colours.
+pub(super) fn harmless(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && c != '\n';
+    let mut written = Cow::Borrowed("");
+    let mut rest = text;
+    while let Some(at) = rest.find(steers) {
+        let (before, found) = rest.split_at(at);
+        let length = paint::colour(found).unwrap_or_else(|| found.chars().next().map_or(1, char::len_utf8));
+        let (found, after) = found.split_at(length);
+        let written = written.to_mut();
+        written.push_str(before);
+        match paint::colour(found) {
+            Some(_) => written.push_str(found),
+            None => written.extend(found.chars().map(|c| format!("\\u{:04x}", u32::from(c)))),
+        }
+        rest = after;
+    }
+    if written.is_empty() { Cow::Borrowed(text) } else { written + rest }
 }
 
 /// Bytes for a person.

@@ -47,3 +47,10 @@ impl Paint {
         }
     }
 }
+
+/// The length of the colour with which a text begins.
+pub(super) fn colour(text: &str) -> Option<usize> {
+    let code = text.strip_prefix("\x1b[")?;
+    let end = code.find(|c: char| !c.is_ascii_digit() && c != ';')?;
+    code[end..].starts_with('m').then_some(text.len() - code.len() + end + 1)
+}

@@ -83,7 +83,7 @@ pub(super) fn policies(policies: &[PolicyRef]) -> String {
     names.join(", ")
 }
 
-/// `comm[pid]`.
+/// `comm[pid]`. A process may call itself anything: it stays on its line.
 pub(super) fn process(process: &Process) -> String {
-    format!("{}[{}]", process.comm, process.pid)
+    format!("{}[{}]", process.comm.replace('\n', " "), process.pid)
 }

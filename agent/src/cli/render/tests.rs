@@ -213,3 +213,14 @@ fn an_explanation_shows_both_ends() {
          ingress shop/db-0(db): denied [default_deny; nearest shop/db ingress[0]: wrong port]"
     );
 }
+
+#[test]
+fn what_a_pod_makes_up_does_not_steer_the_terminal() {
+    let process = Process { pid: 7, comm: "a\n\x1b]0;b\x07\u{9b}2J".into(), ..Process::default() };
+    let text = harmless(&Paint::new(true).bad(&peer::process(&process))).into_owned();
+    assert_eq!(text, "\x1b[1;31ma \\u001b]0;b\\u0007\\u009b2J[7]\x1b[0m");
+    assert!(matches!(harmless("plain\ntext"), Cow::Borrowed(_)));
+    let json = sekisho_proto::to_json(&sekisho_proto::ModeResponse { mode: "\x1b[2J\u{9b}\u{7f}".into(), epoch: 1 });
+    let json: serde_json::Value = serde_json::from_str(&harmless(&json)).expect("still JSON");
+    assert_eq!(json["mode"], "\x1b[2J\u{9b}\u{7f}");
+}
