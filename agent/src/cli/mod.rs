@@ -24,12 +24,13 @@ mod status;
 mod tests;
 mod values;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 pub use args::{AgentArgs, LogFormat, Mode, Origin, Posture, TcBackend, TlsArgs};
 
@@ -102,6 +103,7 @@ pub trait Machine {
 
 /// The program: reads the arguments of this process, runs one command.
 pub fn main(machine: &dyn Machine) -> ExitCode {
+    allow_open_files();
     run(std::env::args_os(), machine)
 }
 
@@ -121,16 +123,55 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
     }
 }
 
-/// Whether kubectl has called us as its plugin.
-fn is_plugin(name: Option<&OsString>) -> bool {
-    let name = name.map(Path::new).and_then(Path::file_stem);
-    name.is_some_and(|name| name == "kubectl-sekisho" || name == "kubectl_sekisho")
+/// Under which name the program was called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Called {
+    /// Its own.
+    Plainly,
+    /// As a plugin of kubectl.
+    Plugin,
+    /// By kubectl, for what may come next on the plugin's command line.
+    Completer,
+}
+
+impl Called {
+    fn by(name: Option<&OsString>) -> Self {
+        match name.map(Path::new).and_then(Path::file_stem).and_then(OsStr::to_str) {
+            Some("kubectl-sekisho" | "kubectl_sekisho") => Self::Plugin,
+            Some("kubectl_complete-sekisho") => Self::Completer,
+            _ => Self::Plainly,
+        }
+    }
+}
+
+/// Whoever runs a plugin of kubectl does not mean the machine at which they sit.
+fn check_plugin(command: &Command) -> Result<(), Failure> {
+    let name = match command {
+        Command::Agent(_) => "agent",
+        Command::Doctor(_) => "doctor",
+        Command::Detach(_) => "detach",
+        _ => return Ok(()),
+    };
+    let text = format!(
+        "`{name}` is done on a node itself: run `sekisho {name}` there, or `kubectl -n sekisho exec POD -- /sekisho {name}` with the agent's pod"
+    );
+    Err(Failure::new(Exit::Usage, text))
+}
+
+/// As many open files as may be: a connection for each of a thousand nodes, and more clients than a runtime's default allows.
+fn allow_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused, what is there must do.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// The same with given arguments; the first is the program's name.
 pub fn run(args: impl IntoIterator<Item = OsString>, machine: &dyn Machine) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
-    let plugin = is_plugin(args.first());
+    let called = Called::by(args.first());
+    if called == Called::Completer {
+        return completion::for_kubectl(&args[1..]).unwrap_or_else(|failure| failure.exit).into();
+    }
     let cli = match parse(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -139,8 +180,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>, machine: &dyn Machine) -> E
             return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
         }
     };
-    let target = |cluster| Target::new(&cli.socket, cluster, plugin);
-    let result = match &cli.command {
+    if called == Called::Plugin
+        && let Err(failure) = check_plugin(&cli.command)
+    {
+        return end(Err(failure));
+    }
+    let target = |cluster| Target::new(&cli.socket, cluster, called == Called::Plugin);
+    end(match &cli.command {
         Command::Agent(args) => return machine.agent(&AgentArgs { socket: cli.socket.clone(), ..args.as_ref().clone() }),
         Command::Status(args) => status::run(target(&args.cluster), args),
         Command::Observe(args) => observe::run(target(&args.cluster), args),
@@ -152,7 +198,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>, machine: &dyn Machine) -> E
         Command::Completion(args) => completion::completion(args),
         Command::Relay => relay::run(&cli.socket),
         Command::Man(args) => completion::man(args),
-    };
+    })
+}
+
+/// Says why a command failed, and how it ends.
+fn end(result: Result<Exit, Failure>) -> ExitCode {
     match result {
         Ok(exit) => exit.into(),
         Err(failure) => {

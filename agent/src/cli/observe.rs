@@ -57,8 +57,8 @@ pub(super) struct ObserveArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Filters")]
 struct FilterArgs {
-    /// allowed, denied, audit
-    #[arg(long, value_name = "V", value_delimiter = ',', value_parser = values::name::<Verdict>)]
+    /// How it was judged
+    #[arg(long, value_name = "V", value_delimiter = ',', ignore_case = true, value_parser = values::name::<Verdict>())]
     verdict: Vec<Verdict>,
     /// Namespace of either end
     #[arg(long, value_name = "NS", value_delimiter = ',')]
@@ -81,8 +81,8 @@ struct FilterArgs {
     /// TCP, UDP, SCTP, ICMP, ICMPv4, ICMPv6, or a number
     #[arg(long, value_name = "P", value_delimiter = ',', value_parser = values::protocol)]
     protocol: Vec<String>,
-    /// start, update, end, alert, ledger, policy, coverage, summarised
-    #[arg(long, value_name = "K", value_delimiter = ',', value_parser = values::name::<Kind>)]
+    /// What the record is: a moment of a flow's life, or about something else
+    #[arg(long, value_name = "K", value_delimiter = ',', ignore_case = true, value_parser = values::name::<Kind>())]
     kind: Vec<Kind>,
 }
 

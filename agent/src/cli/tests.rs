@@ -314,6 +314,18 @@ fn a_cluster_is_asked_when_a_flag_or_the_name_says_so() {
     }
     assert!(cluster("observe", true));
     assert!(refused("observe --all-nodes --node a").contains("cannot be used with"));
-    assert!(is_plugin(Some(&"/usr/local/bin/kubectl-sekisho".into())));
-    assert!(!is_plugin(Some(&"/usr/local/bin/sekisho".into())) && !is_plugin(None));
+    let called = |name: &str| Called::by(Some(&name.into()));
+    assert_eq!(called("/usr/local/bin/kubectl-sekisho"), Called::Plugin);
+    assert_eq!(called("kubectl_complete-sekisho"), Called::Completer);
+    assert_eq!((called("/usr/local/bin/sekisho"), Called::by(None)), (Called::Plainly, Called::Plainly));
+}
+
+#[test]
+fn a_plugin_does_nothing_to_the_machine_at_which_it_is_typed() {
+    for command in ["doctor", "detach", "agent --manifests /tmp --node-name n"] {
+        let notes = Notes::default();
+        let words = std::iter::once("kubectl-sekisho").chain(command.split(' ')).map(OsString::from);
+        assert_eq!(format!("{:?}", run(words, &notes)), code(Exit::Usage), "{command}");
+        assert!(notes.pins.borrow().is_empty() && notes.agent.borrow().is_none());
+    }
 }

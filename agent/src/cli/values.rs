@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use prost_types::Timestamp;
 use sekisho_proto::{Name, from_nanoseconds};
 
@@ -130,11 +131,9 @@ pub(super) fn protocol(text: &str) -> Result<String, String> {
 }
 
 /// One of an enum's names.
-pub(super) fn name<E: Name>(text: &str) -> Result<E, String> {
-    E::from_name(text).ok_or_else(|| {
-        let names: Vec<&str> = E::NAMES.iter().map(|(_, name)| *name).collect();
-        format!("give one of {}", names.join(", "))
-    })
+pub(super) fn name<E: Name + Send + Sync>() -> impl TypedValueParser<Value = E> {
+    let names = PossibleValuesParser::new(E::NAMES.iter().map(|(_, name)| *name));
+    names.try_map(|text| E::from_name(&text).ok_or("it is none of the names"))
 }
 
 /// The port and protocol of `explain`: `80`, `80/TCP`, `53/UDP`, or `ICMP` without a port.

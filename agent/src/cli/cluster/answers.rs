@@ -13,10 +13,7 @@ use super::super::output::{Format, OutputArgs, Printer, closed, paint};
 use super::super::{Exit, Failure, render};
 use super::places::{self, Place};
 use super::tunnel::{PATIENCE, Tunnel};
-use super::{ClusterArgs, complain};
-
-/// Nodes that are asked at a time.
-const AT_ONCE: usize = 64;
+use super::{AT_ONCE, ClusterArgs, complain};
 
 /// What one node answered: or why not, and whether it was reached at all.
 struct Answer<T> {

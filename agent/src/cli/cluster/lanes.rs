@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use kube::Client;
 use prost_types::Timestamp;
 use sekisho_proto::{Record, from_nanoseconds, to_nanoseconds};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tonic::Streaming;
 
 use super::merge::Said;
@@ -16,8 +16,9 @@ use super::streams::Ask;
 use super::tunnel::Tunnel;
 use super::{ClusterArgs, complain};
 
-/// Records that wait for the merge.
-const HAND: usize = 256;
+/// Records that wait for the merge, over all lanes; and how many of one lane at least and at most.
+const HANDS: usize = 16_384;
+const HAND: (usize, usize) = (16, 256);
 /// How long a stream of the past may be silent: an agent sends it without a pause.
 const SILENCE: Duration = Duration::from_secs(10);
 /// Pauses between attempts to reach an agent again; the last is repeated.
@@ -25,12 +26,21 @@ const PAUSES: [u64; 4] = [1, 2, 5, 10];
 /// Records of so long before the break are asked for again, and dropped if they came already.
 const OVERLAP: i64 = 10;
 
+/// Records of one of so many lanes that wait for the merge.
+pub(super) fn hand(lanes: usize) -> usize {
+    (HANDS / lanes.max(1)).clamp(HAND.0, HAND.1)
+}
+
 /// What all lanes share.
 pub(super) struct Road {
     pub(super) kube: Client,
     pub(super) args: ClusterArgs,
     pub(super) ask: Ask,
     pub(super) follow: bool,
+    /// How many of a lane's records wait for the merge.
+    pub(super) hand: usize,
+    /// Taken while an agent is looked for and reached.
+    pub(super) turns: Semaphore,
     /// Something was said, or a lane has ended.
     pub(super) said: Notify,
     /// A node could not be asked, or not to the end.
@@ -81,7 +91,7 @@ struct Lane {
 
 /// Starts a lane; it ends by itself.
 pub(super) fn start(road: &Arc<Road>, place: Place) -> mpsc::Receiver<Said> {
-    let (out, merge) = mpsc::channel(HAND);
+    let (out, merge) = mpsc::channel(road.hand);
     let lane = Lane { road: Arc::clone(road), node: place.node, out, passed: Passed::default() };
     let road = Arc::clone(road);
     tokio::spawn(async move {
@@ -115,6 +125,7 @@ impl Lane {
             let pause = PAUSES[failures.min(PAUSES.len() - 1)];
             failures += 1;
             tokio::time::sleep(Duration::from_secs(pause)).await;
+            let _turn = self.road.turns.acquire().await;
             pod = find_again(&self.road.kube, &self.road.args, &self.node).await;
         }
     }
@@ -122,7 +133,11 @@ impl Lane {
     /// One tunnel's life. `told` says whether the past was told, be it over an earlier one.
     async fn converse(&mut self, pod: &str, told: &mut bool, failures: &mut usize) -> Result<Gone, String> {
         let road = Arc::clone(&self.road);
-        let mut tunnel = Tunnel::open(&road.kube, &road.args.agents_namespace, pod).await?;
+        let broke = *failures > 0;
+        let mut tunnel = {
+            let _turn = road.turns.acquire().await;
+            Tunnel::open(&road.kube, &road.args.agents_namespace, pod).await?
+        };
         if !*told && (!road.follow || road.ask.wants_past()) {
             let past = road.ask.past(&mut tunnel.client).await;
             let past = match past {
@@ -144,10 +159,10 @@ impl Lane {
         };
         let begun = SystemTime::now();
         let first = !std::mem::replace(told, true);
-        if *failures > 0 {
+        if broke {
             complain(&self.node, "its agent answers again; what it kept meanwhile follows, older than what others have told");
-            *failures = 0;
         }
+        *failures = 0;
         if self.say(Said::Caught(Instant::now())).await.is_err() {
             return Ok(Gone);
         }

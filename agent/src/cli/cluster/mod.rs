@@ -4,7 +4,8 @@
 //! that pod: `sekisho relay` there joins it with the agent's socket, so that nothing listens for it and whoever may exec may ask.
 //! A *lane* is one node's records on their way to the *merge*.
 //!
-//! Nothing is made up here: what a node does not answer is said on stderr, and the exit code tells it.
+//! Nothing is made up here: what a node does not answer is said on stderr, and the exit code tells it. In a large cluster a few nodes
+//! are reached at a time, the first time and after a break.
 
 mod answers;
 mod lanes;
@@ -25,6 +26,9 @@ use super::{Exit, Failure};
 
 pub(super) use answers::{explain, mode, status};
 pub(super) use streams::{Ask, records};
+
+/// Nodes that are reached at a time.
+const AT_ONCE: usize = 64;
 
 /// Which agents are asked.
 #[derive(Args, Clone, Debug, Default)]
@@ -81,6 +85,14 @@ impl ClusterArgs {
     async fn client(&self) -> Result<Client, Failure> {
         let cannot = |e: &dyn std::fmt::Display| Failure::new(Exit::CannotRun, e);
         let mut config = self.config().await?;
+        // One that the environment names is for the web at large; one that the kubeconfig names would be needed.
+        if let Some(proxy) = config.proxy_url.take()
+            && !["HTTPS_PROXY", "https_proxy"]
+                .iter()
+                .any(|name| std::env::var(name).is_ok_and(|named| named.parse().is_ok_and(|named: http::Uri| named == proxy)))
+        {
+            return Err(cannot(&format!("the kubeconfig names the proxy {proxy}, and the API server is only spoken to directly")));
+        }
         // Lists and exec are answered at once; an open tunnel may be silent for long.
         config.connect_timeout = Some(tunnel::PATIENCE);
         config.read_timeout = None;

@@ -10,8 +10,8 @@ use super::super::{Exit, Failure};
 use super::ClusterArgs;
 use super::tunnel::PATIENCE;
 
-/// The agents' pods bear it, whatever the release is called.
-const AGENTS: &str = "app.kubernetes.io/name=sekisho";
+/// The agents' pods bear it, whatever release and chart are called.
+const AGENTS: &str = "app.kubernetes.io/part-of=sekisho";
 
 /// A node, and where its agent is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,9 +22,13 @@ pub(super) struct Place {
     pub(super) pod: Result<String, String>,
 }
 
-/// Every place that is meant, by node. Fails where none is.
+/// Every place that is meant, by node. Fails where there is no agent at all.
 pub(super) async fn find(client: &Client, args: &ClusterArgs) -> Result<Vec<Place>, Failure> {
-    let pods = agents(client, args).await?;
+    let pods = agents(client, args, of_agents()).await?;
+    if pods.is_empty() {
+        let text = format!("no agent runs in namespace {}: name another with --agents-namespace", args.agents_namespace);
+        return Err(Failure::new(Exit::NotReady, text));
+    }
     let nodes = match nodes(client).await {
         Ok(nodes) => Some(nodes),
         Err(error) => {
@@ -32,18 +36,13 @@ pub(super) async fn find(client: &Client, args: &ClusterArgs) -> Result<Vec<Plac
             None
         }
     };
-    let places = places(&pods, nodes.as_deref(), &args.node);
-    if places.is_empty() {
-        let text = format!("no agent runs in namespace {}: name another with --agents-namespace", args.agents_namespace);
-        return Err(Failure::new(Exit::NotReady, text));
-    }
-    Ok(places)
+    Ok(places(&pods, nodes.as_deref(), &args.node))
 }
 
-/// Places of nodes that are not among those known; none where the API server does not tell.
+/// Places of agents on nodes that are not among those known; none where the API server does not tell.
 pub(super) async fn find_new(client: &Client, args: &ClusterArgs, known: &[String]) -> Vec<Place> {
-    let (Ok(pods), Ok(nodes)) = (agents(client, args).await, nodes(client).await) else { return Vec::new() };
-    let mut places = places(&pods, Some(&nodes), &[]);
+    let Ok(pods) = agents(client, args, of_agents().match_any()).await else { return Vec::new() };
+    let mut places = places(&pods, None, &[]);
     // A node that is just being made has no agent yet.
     places.retain(|place| place.pod.is_ok() && !known.contains(&place.node));
     places
@@ -51,14 +50,20 @@ pub(super) async fn find_new(client: &Client, args: &ClusterArgs, known: &[Strin
 
 /// Where a node's agent is now; it may have been replaced.
 pub(super) async fn find_again(client: &Client, args: &ClusterArgs, node: &str) -> Result<String, String> {
-    let pods = agents(client, args).await.map_err(|failure| failure.to_string())?;
+    let parameters = of_agents().fields(&format!("spec.nodeName={node}")).match_any();
+    let pods = agents(client, args, parameters).await.map_err(|failure| failure.to_string())?;
     let wanted = [node.to_owned()];
     places(&pods, None, &wanted).pop().map_or_else(|| Err(absent()), |place| place.pod)
 }
 
-async fn agents(client: &Client, args: &ClusterArgs) -> Result<Vec<Pod>, Failure> {
+/// The agents' pods, of now; with `match_any` out of the API server's memory, for those who ask again and again: what is a moment
+/// old there is asked for once more anyway.
+fn of_agents() -> ListParams {
+    ListParams::default().labels(AGENTS)
+}
+
+async fn agents(client: &Client, args: &ClusterArgs, parameters: ListParams) -> Result<Vec<Pod>, Failure> {
     let api: Api<Pod> = Api::namespaced(client.clone(), &args.agents_namespace);
-    let parameters = ListParams::default().labels(AGENTS);
     let list = tokio::time::timeout(PATIENCE, api.list(&parameters)).await;
     let list = list.map_err(|_| "no answer".to_owned()).and_then(|list| list.map_err(|e| reason(&e)));
     let list = list.map_err(|e| Failure::new(Exit::NotReady, format_args!("the API server does not tell where the agents are: {e}")))?;
@@ -96,7 +101,7 @@ pub(super) fn places(pods: &[Pod], nodes: Option<&[Node]>, wanted: &[String]) ->
         let known = nodes.is_none_or(|nodes| nodes.iter().any(|node| node.metadata.name.as_deref() == Some(name)));
         found.insert(name, Err(if known { absent() } else { "there is no such node".to_owned() }));
     }
-    for node in nodes.into_iter().flatten().filter(|node| wanted.is_empty() && runs_linux(node)) {
+    for node in nodes.into_iter().flatten().filter(|node| wanted.is_empty() && wants_agent(node)) {
         found.insert(node.metadata.name.as_deref().unwrap_or_default(), Err(absent()));
     }
     for pod in pods {
@@ -117,8 +122,12 @@ pub(super) fn places(pods: &[Pod], nodes: Option<&[Node]>, wanted: &[String]) ->
     found.into_iter().map(|(node, pod)| Place { node: node.to_owned(), pod: pod.map_err(|why| note(node, why)) }).collect()
 }
 
-fn runs_linux(node: &Node) -> bool {
-    node.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/os")).is_none_or(|os| os == "linux")
+/// Whether the chart puts an agent there: on Linux, and on machines.
+fn wants_agent(node: &Node) -> bool {
+    let label = |key: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
+    label("kubernetes.io/os").is_none_or(|os| os == "linux")
+        && label("eks.amazonaws.com/compute-type") != Some("fargate")
+        && label("type") != Some("virtual-kubelet")
 }
 
 fn is_ready(node: &Node) -> bool {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use prost_types::Timestamp;
 use sekisho_proto::{AlertsRequest, FlowsRequest, Record};
 use tokio::sync::mpsc::error::TryRecvError;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tonic::{Status, Streaming};
 
 use super::super::client::{Client, run};
@@ -18,7 +18,7 @@ use super::super::{Exit, Failure};
 use super::lanes::{self, Road};
 use super::merge::{Merge, Next, Said};
 use super::places::Place;
-use super::{ClusterArgs, places};
+use super::{AT_ONCE, ClusterArgs, places};
 
 /// How long one node's record waits for another's that may be older.
 const WINDOW: Duration = Duration::from_millis(500);
@@ -89,9 +89,16 @@ pub(in crate::cli) fn records(args: &ClusterArgs, ask: &Ask, output: OutputArgs)
         let kube = args.client().await?;
         let places = places::find(&kube, args).await?;
         let width = places.iter().map(|place| place.node.len()).max().unwrap_or_default();
-        let road =
-            Road { kube, args: args.clone(), follow: ask.follow(), said: Notify::new(), lost: AtomicBool::new(false), ask: ask.clone() };
-        let road = Arc::new(road);
+        let road = Arc::new(Road {
+            kube,
+            args: args.clone(),
+            ask: ask.clone(),
+            follow: ask.follow(),
+            hand: lanes::hand(places.len()),
+            turns: Semaphore::new(AT_ONCE),
+            said: Notify::new(),
+            lost: AtomicBool::new(false),
+        });
         let names = places.iter().map(|place| place.node.clone()).collect();
         let lanes = places.into_iter().map(|place| lanes::start(&road, place)).collect();
         let (tell, newcomers) = mpsc::unbounded_channel();
@@ -144,7 +151,14 @@ async fn print(
     mut newcomers: mpsc::UnboundedReceiver<Place>,
     mut page: Page,
 ) -> Result<(), Failure> {
-    let mut merge = Merge::new(lanes.len(), WINDOW);
+    // Where no past is wanted, a node that is slow to be reached holds nobody up.
+    let past = !road.follow || road.ask.wants_past();
+    let mut merge = Merge::new(if past { lanes.len() } else { 0 }, WINDOW);
+    if !past {
+        for _ in &lanes {
+            merge.add();
+        }
+    }
     // The newest of the past, where not all of it is wanted.
     let mut newest: Option<VecDeque<Box<Record>>> = road.ask.last().map(|_| VecDeque::new());
     let most = road.ask.last().unwrap_or(usize::MAX);

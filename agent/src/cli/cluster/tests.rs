@@ -178,7 +178,9 @@ fn pod(name: &str, node: &str, state: &serde_json::Value) -> Pod {
 
 #[test]
 fn every_node_has_its_place_and_the_agent_that_runs_is_meant() {
-    let nodes = [node("a", true), node("b", true), node("c", false)];
+    let mut fargate = node("d", true);
+    fargate.metadata.labels = Some([("eks.amazonaws.com/compute-type".to_owned(), "fargate".to_owned())].into());
+    let nodes = [node("a", true), node("b", true), node("c", false), fargate];
     let pods = [
         pod("old", "a", &json!({"terminated": {"exitCode": 1}})),
         pod("new", "a", &json!({"running": {}})),
