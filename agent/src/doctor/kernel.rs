@@ -12,6 +12,9 @@ const SYS_ADMIN: u32 = 21;
 /// Kernels from here on are tested.
 const TESTED: (u32, u32) = (6, 1);
 
+/// Which profile of AppArmor holds this process, where there is AppArmor.
+const APPARMOR: &str = "/proc/self/attr/apparmor/current";
+
 const NOT_HERE: &str = "no program can be loaded: nothing is seen and nothing enforced";
 
 pub(super) fn examine() -> Vec<Finding> {
@@ -19,6 +22,7 @@ pub(super) fn examine() -> Vec<Finding> {
     let missing = missing(&status);
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut findings = vec![version(probe::kernel_version(), release.trim()), btf(probe::has_btf()), capabilities(&missing)];
+    findings.extend(apparmor(&fs::read_to_string(APPARMOR).unwrap_or_default()));
     if missing.is_empty() {
         findings.push(match probe::bpf_answers() {
             Ok(()) => Finding::good("bpf", "the kernel takes bpf(2) from us"),
@@ -66,6 +70,17 @@ fn capabilities(missing: &[&str]) -> Finding {
     }
     Finding::fatal("capabilities", format!("this process lacks {}", missing.join(", ")), NOT_HERE)
         .remedy("run as root, or give these capabilities (securityContext.capabilities.add)")
+}
+
+/// What a profile that holds this process means.
+pub(super) fn apparmor(profile: &str) -> Option<Finding> {
+    let (name, mode) = profile.trim().split_once(" (")?;
+    if mode != "enforce)" {
+        return None;
+    }
+    let cost = "one that forbids writing below /sys/fs/bpf, as the runtimes' default profiles do, lets no agent start";
+    let found = format!("the profile {name} holds this process");
+    Some(Finding::lack("apparmor", found, cost).remedy("run it without one (securityContext.appArmorProfile.type: Unconfined)"))
 }
 
 fn tcx(there: bool) -> Finding {

@@ -33,6 +33,15 @@ fn missing_capabilities_are_named_and_sys_admin_stands_for_two() {
 }
 
 #[test]
+fn a_profile_that_holds_this_process_is_named() {
+    assert_eq!(kernel::apparmor("unconfined\n"), None);
+    assert_eq!(kernel::apparmor(""), None);
+    assert_eq!(kernel::apparmor("mine (complain)\n"), None);
+    let lack = kernel::apparmor("cri-containerd.apparmor.d (enforce)\n").expect("a finding");
+    assert!(lack.state == State::Lack && lack.found.contains("cri-containerd.apparmor.d"), "{lack:?}");
+}
+
+#[test]
 fn a_cni_is_known_by_configuration_interface_or_process() {
     let none = BTreeMap::new();
     let by_interface = cni::recognised(None, &[interface("cilium_host")], &none);
