@@ -33,6 +33,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "sekisho.labels" -}}
 {{ include "sekisho.selector" . }}
+{{- /* By it `kubectl sekisho` finds the agents. */}}
+app.kubernetes.io/part-of: sekisho
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
