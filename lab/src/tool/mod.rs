@@ -37,6 +37,7 @@ sekisho-lab COMMAND
   serve tcp-in-turn PORT                    answer one connection after the other, without threads
   serve http PORT NAME                      answer GET requests in the name of NAME
   dial tcp|udp ADDR:PORT [--bytes N] [--count N] [--from PORT] [--bind ADDR] [--timeout MS] [--connect no] [--user ID]
+  first ADDR:PORT ADDR:PORT MS              the first act of a pod: datagrams to the one, a connection to the other, for so long
   knock ADDR:PORT COUNT PER_SECOND          datagrams, each a new flow, whatever becomes of them
   http ADDR:PORT PATH                       one GET request; prints the first line of the answer
   hold ADDR:PORT COUNT SECONDS              keep COUNT connections busy, tell how many broke
@@ -117,7 +118,7 @@ fn run(words: &[&str]) -> Result<bool> {
         ["first", datagrams, stream, milliseconds] => first::main(
             datagrams.parse().context("not ADDR:PORT")?,
             stream.parse().context("not ADDR:PORT")?,
-            std::time::Duration::from_millis(number(milliseconds)?),
+            Duration::from_millis(number(milliseconds)?),
         ),
         ["knock", target, count, rate] => dial::knock(target.parse().context("not ADDR:PORT")?, number(count)?, number(rate)?),
         ["http", target, path] => Ok(dial::http(target.parse().context("not ADDR:PORT")?, path)),

@@ -21,7 +21,7 @@ use crate::workspace::{output, root};
 /// Values beside the defaults that change which objects there are.
 const EVERYTHING: [&str; 6] = [
     "--set",
-    "metrics.service=true,networkPolicy.enabled=true,records.stdout=true,cluster=c1",
+    "metrics.service=true,networkPolicy.enabled=true,priorityQuota=true,records.stdout=true,cluster=c1",
     "--set",
     "image.pullSecrets[0].name=s",
     "--set",
@@ -45,10 +45,14 @@ pub(super) fn the_real_tools_take_it(stage: &Stage) -> Result<()> {
     ensure!(!refused.status.success(), "the schema lets a mode pass that is none");
     let refused = Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(["--set", "grpc.enabled=true"]).output()?;
     ensure!(!refused.status.success(), "the schema lets gRPC be served without a certificate");
+    let refused = Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(["--set", "metrics.serviceMonitor=true"]).output()?;
+    ensure!(!refused.status.success(), "the schema lets a ServiceMonitor go without the Service that it is for");
     // Its definition is the Prometheus operator's, which is not here.
-    let monitor = ["--set", "metrics.service=true,metrics.serviceMonitor=true"];
+    let monitor = ["--set", "metrics.service=true,metrics.serviceMonitor=true,metrics.serviceMonitorLabels.release=r"];
     let text = output(Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(monitor))?;
-    ensure!(text.contains("kind: ServiceMonitor"), "no ServiceMonitor where one was asked for");
+    ensure!(text.contains("kind: ServiceMonitor") && text.contains("release: r"), "no ServiceMonitor where one was asked for");
+    let gke = output(Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(["--kube-version", "1.33.1-gke.100"]))?;
+    ensure!(gke.contains("kind: ResourceQuota"), "no quota where critical priority classes need one");
     let plain = fs::read_to_string(root().join("deploy/kubernetes/sekisho.yaml"))?;
     stage.client.feed(&["apply", "--server-side", "--dry-run=server", "--force-conflicts", "-f", "-"], &plain)?;
     Ok(())
@@ -99,10 +103,10 @@ fn closed(schema: &Value) -> Value {
     }
 }
 
-/// Prometheus and load balancers ask each node.
+/// Prometheus and load balancers ask each node, in either family.
 pub(super) fn metrics_are_served_on_every_node(stage: &Stage) -> Result<()> {
     for number in stage.plan.numbers() {
-        for address in node_addresses(number).into_iter().filter(std::net::IpAddr::is_ipv4) {
+        for address in node_addresses(number) {
             for (path, wanted) in [("/metrics", "# TYPE sekisho_"), ("/healthz", ""), ("/readyz", "")] {
                 let (status, body) = control_plane_netns().within(|| get(address, super::METRICS_PORT, path))?;
                 ensure!(status.contains(" 200 ") && body.contains(wanted), "{path} of {address}: {status} {body}");

@@ -22,7 +22,7 @@ const SIGINT: i32 = 2;
 const SIGCONT: i32 = 18;
 const SIGSTOP: i32 = 19;
 
-/// The agent's binary under the name by which kubectl finds it.
+/// The agent's binary under the names by which kubectl finds it.
 struct Plugin<'a> {
     stage: &'a Stage,
     directory: PathBuf,
@@ -35,13 +35,18 @@ impl<'a> Plugin<'a> {
     fn install(stage: &'a Stage) -> Result<Self> {
         let directory = std::env::temp_dir().join(format!("sekisho-plugin-{}", std::process::id()));
         fs::create_dir_all(&directory)?;
-        std::os::unix::fs::symlink(build_agent()?, directory.join("kubectl-sekisho")).context("cannot install the plugin")?;
+        for name in ["kubectl-sekisho", "kubectl_complete-sekisho"] {
+            std::os::unix::fs::symlink(build_agent()?, directory.join(name)).context("cannot install the plugin")?;
+        }
         Ok(Self { stage, directory })
     }
 
     fn command(&self, line: &str) -> Command {
-        let mut words = vec!["sekisho"];
-        words.extend(line.split_whitespace());
+        self.kubectl(&format!("sekisho {line}"))
+    }
+
+    fn kubectl(&self, line: &str) -> Command {
+        let words: Vec<&str> = line.split_whitespace().collect();
         let mut command = self.stage.client.kubectl(&words);
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}:{path}", self.directory.display()));
@@ -171,6 +176,10 @@ fn history_is_merged(stage: &Stage, plugin: &Plugin<'_>) -> Result<()> {
 }
 
 fn questions_are_answered(plugin: &Plugin<'_>) -> Result<()> {
+    // What kubectl's own completion offers behind the plugin's name.
+    let offered = plugin.kubectl("__complete sekisho observe --verd").stdin(Stdio::null()).output().context("kubectl does not start")?;
+    let offered = String::from_utf8_lossy(&offered.stdout).into_owned();
+    ensure!(offered.contains("--verdict\t"), "completion offers: {offered}");
     let table = plugin.says("status -o compact")?;
     ensure!(table.lines().count() == 3 && table.matches(" yes ").count() == 2, "two nodes, both ready:\n{table}");
     let status = lines(&plugin.says("status --all-nodes -o json")?)?;
