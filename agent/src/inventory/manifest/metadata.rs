@@ -33,7 +33,7 @@ impl Metadata {
         let namespace_at = at.field("namespace");
         let namespace = namespace_at.text()?.unwrap_or_else(|| "default".into());
         checked(&namespace_at, &namespace, names::dns_label)?;
-        string_map(&at.field("annotations"))?;
+        string_map(&at.field("annotations"), |_, _, _| Ok(()))?;
         Ok(Self { name, namespace, uid: at.field("uid").text()?, labels: labels(&at.field("labels"))?, owner: owner(&at)? })
     }
 }
@@ -43,23 +43,27 @@ pub(in crate::inventory) fn checked(at: &At<'_>, text: &str, check: fn(&str) -> 
     check(text).map_err(|what| at.error(format_args!("{:?} {what}", super::value::clip(text))))
 }
 
-fn string_map(at: &At<'_>) -> Result<BTreeMap<Arc<str>, Arc<str>>, FieldError> {
+/// A mapping of strings, of which `check` has nothing to say against any.
+fn string_map(
+    at: &At<'_>,
+    check: impl Fn(&At<'_>, &str, &str) -> Result<(), FieldError>,
+) -> Result<BTreeMap<Arc<str>, Arc<str>>, FieldError> {
     let mut map = BTreeMap::new();
-    for (key, _) in at.mapping()? {
+    for (key, here) in at.fields()? {
         // `null` stands for "" as a map's value.
-        map.insert(key.clone(), at.field(key).string()?.unwrap_or_default());
+        let value = here.string()?.unwrap_or_default();
+        check(&here, key, &value)?;
+        map.insert(key.clone(), value);
     }
     Ok(map)
 }
 
 /// `labels`, checked.
 pub(in crate::inventory) fn labels(at: &At<'_>) -> Result<Labels, FieldError> {
-    let map = string_map(at)?;
-    for (key, value) in &map {
-        let here = at.field(key);
-        checked(&here, key, names::label_key)?;
-        checked(&here, value, names::label_value)?;
-    }
+    let map = string_map(at, |here, key, value| {
+        checked(here, key, names::label_key)?;
+        checked(here, value, names::label_value)
+    })?;
     Ok(Arc::new(map))
 }
 

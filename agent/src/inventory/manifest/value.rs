@@ -120,6 +120,11 @@ impl<'a> At<'a> {
         }
     }
 
+    /// The fields of a mapping; none where nothing is.
+    pub(in crate::inventory) fn fields(&'a self) -> Result<impl Iterator<Item = (&'a Arc<str>, At<'a>)>, FieldError> {
+        Ok(self.mapping()?.iter().map(move |(name, value)| (name, At { value, step: Step::Field(self, name) })))
+    }
+
     /// Checks that this is a mapping with no other fields than `known`, or nothing.
     pub(in crate::inventory) fn only(&self, known: &[&str]) -> Result<(), FieldError> {
         match self.mapping()?.iter().find(|(key, _)| !known.contains(&&**key)) {
