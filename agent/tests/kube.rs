@@ -1,12 +1,14 @@
 //! The source `kube` against a real kube-apiserver with a real etcd behind it: the same snapshot as from files, away and back
 //! with compacted history, bad objects, many objects.
 //!
-//! Needs the binaries of `cargo xtask cluster` and openssl; the test of many objects runs the agent too and needs root. Run by `cargo xtask e2e`, or by
+//! Needs the binaries of `cargo xtask cluster` and openssl; tests that run the agent need root, and that of silence nft as well. Run by `cargo xtask e2e`, or by
 //! `cargo test -p sekisho --test kube -- --ignored`; fails where it cannot run.
 
 #[path = "kube_server/agent.rs"]
 mod agent;
 mod kube_server;
+#[path = "kube_server/silence.rs"]
+mod silence;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -84,6 +84,23 @@ impl Cluster {
         then(&Objects::connect(&self.kubeconfig(port)?)?)
     }
 
+    /// From now on every packet to and from the API server is dropped, and nobody is told, until what is returned is. To be used in a
+    /// network namespace of the test's own.
+    pub(crate) fn silence(&self) -> Result<Silence> {
+        let port = self.port;
+        nft(&format!(
+            "table inet sekisho_silence {{
+                chain arriving {{
+                    type filter hook input priority 0
+                    tcp dport {port} drop
+                    tcp sport {port} drop
+                }}
+            }}
+            "
+        ))?;
+        Ok(Silence)
+    }
+
     /// Throws all history away.
     pub(crate) fn compact(&self) -> Result<()> {
         let ask = |path: &str, body: &str| http(self.etcd_port, "POST", path, body);
@@ -120,7 +137,17 @@ impl Cluster {
     fn launch(&self, port: u16) -> Result<Server> {
         let at = |name: &str| self.folder.path().join(name).display().to_string();
         let child = Command::new(self.bin.join("kube-apiserver"))
-            .args(["--bind-address", "127.0.0.1", "--secure-port", &port.to_string(), "--cert-dir", &at(&format!("certs-{port}"))])
+            // What it tells others of itself; without it, it looks for a default route.
+            .args([
+                "--advertise-address",
+                "192.0.2.1",
+                "--bind-address",
+                "127.0.0.1",
+                "--secure-port",
+                &port.to_string(),
+                "--cert-dir",
+                &at(&format!("certs-{port}")),
+            ])
             .args(["--etcd-servers", &format!("http://127.0.0.1:{}", self.etcd_port), "--token-auth-file", &at("tokens")])
             .args(["--service-account-issuer", "https://sekisho", "--service-account-key-file", &at("sa.key")])
             .args(["--service-account-signing-key-file", &at("sa.key"), "--service-cluster-ip-range", "10.96.0.0/12,fd96::/108"])
@@ -147,6 +174,24 @@ impl Cluster {
             }
         }
     }
+}
+
+/// Packets are dropped as long as this lives.
+pub(crate) struct Silence;
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        if let Err(error) = nft("delete table inet sekisho_silence") {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+fn nft(rules: &str) -> Result<()> {
+    let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("nft does not start")?;
+    child.stdin.take().context("its input was piped")?.write_all(rules.as_bytes())?;
+    ensure!(child.wait()?.success(), "nft does not take {rules:?} (are you root?)");
+    Ok(())
 }
 
 /// Objects behind an API server, as plain JSON.
