@@ -34,8 +34,6 @@ fn cost(resource: &str) -> &'static str {
     match resource.split('.').next().unwrap_or_default() {
         "replicasets" => "a pod's workload is its ReplicaSet, not its Deployment",
         "jobs" => "a pod's workload is its Job, not its CronJob",
-        "services" | "endpointslices" => "traffic to Services is judged and named by address alone",
-        "nodes" => "nodes are not told from the outside world",
         "events" => "no Event tells of alerts and of policies that cannot be honoured",
         "networkpolicies" => "no policy is known: the agent does not become ready",
         _ => "who is who is not known: the agent does not become ready",

@@ -39,12 +39,8 @@ pub(super) struct Tally {
 pub(super) async fn write(client: Client, node: String, mut notices: Receiver<Notice>, tally: Arc<Tally>) {
     let mut desk = Desk::new(&node, Instant::now());
     let mut complained = false;
-    loop {
-        let writes = match timeout(ROUND, notices.recv()).await {
-            Ok(Some(notice)) => desk.take(notice, Instant::now()).into_iter().collect(),
-            Ok(None) => return,
-            Err(_) => desk.due(Instant::now()),
-        };
+    let mut round = Instant::now() + ROUND;
+    while let Some(writes) = next(&mut desk, &mut notices, &mut round).await {
         tally.suppressed.store(desk.suppressed(), Ordering::Relaxed);
         for item in writes {
             let name = match &item {
@@ -68,6 +64,17 @@ pub(super) async fn write(client: Client, node: String, mut notices: Receiver<No
             }
         }
     }
+}
+
+/// What is to be written next; nothing any more once nobody sends. A round comes however many notices do.
+async fn next(desk: &mut Desk, notices: &mut Receiver<Notice>, round: &mut Instant) -> Option<Vec<Write>> {
+    let left = round.saturating_duration_since(Instant::now());
+    let sent = if left.is_zero() { None } else { timeout(left, notices.recv()).await.ok() };
+    if let Some(sent) = sent {
+        return sent.map(|notice| desk.take(notice, Instant::now()).into_iter().collect());
+    }
+    *round = Instant::now() + ROUND;
+    Some(desk.due(Instant::now()))
 }
 
 async fn one(client: &Client, node: &str, write: Write) -> Result<(), Error> {
@@ -139,6 +146,27 @@ fn clipped(mut text: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inventory::About;
+
+    #[tokio::test]
+    async fn a_round_comes_however_many_notices_do() {
+        let about = About { kind: "Pod", namespace: "shop".into(), name: "web".into(), uid: None };
+        let notice = Notice { about, reason: "R".into(), action: "A", text: "t".into(), series: String::new(), shared: false };
+        let (sender, mut notices) = tokio::sync::mpsc::channel(8);
+        let mut desk = Desk::new("n1", Instant::now());
+        let mut round = Instant::now() + ROUND;
+        for _ in 0..3 {
+            sender.try_send(notice.clone()).expect("room");
+        }
+        assert!(matches!(&next(&mut desk, &mut notices, &mut round).await.expect("goes on")[..], [Write::Create(..)]));
+        round = Instant::now();
+        assert_eq!(next(&mut desk, &mut notices, &mut round).await, Some(Vec::new()), "the round, with nothing due yet");
+        assert!(round > Instant::now());
+        assert!(matches!(&next(&mut desk, &mut notices, &mut round).await.expect("goes on")[..], [Write::Count { count: 2, .. }]));
+        assert_eq!(next(&mut desk, &mut notices, &mut round).await, Some(Vec::new()), "counted");
+        drop(sender);
+        assert_eq!(next(&mut desk, &mut notices, &mut round).await, None);
+    }
 
     #[test]
     fn a_long_text_is_cut_at_a_letter() {

@@ -66,6 +66,11 @@ impl Kind {
         }
     }
 
+    /// Whether nothing but the names of workloads comes from it: no verdict needs it.
+    pub(super) fn only_names(self) -> bool {
+        matches!(self, Self::ReplicaSet | Self::Job)
+    }
+
     /// The API group; empty for the core's.
     pub(super) fn group(self) -> &'static str {
         self.version().split_once('/').map_or("", |(group, _)| group)

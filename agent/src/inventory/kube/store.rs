@@ -26,6 +26,8 @@ pub(super) enum Event {
     Apply(Arrived),
     /// An object is gone.
     Delete(Arrived),
+    /// The server does not let us see this kind.
+    Denied,
 }
 
 /// See the module.
@@ -43,6 +45,8 @@ pub(super) struct Store {
     owned: HashMap<ObjectName, Workload>,
     /// ReplicaSets and Jobs whose owner is another one since the last snapshot.
     moved: HashSet<(&'static str, ObjectName)>,
+    /// Kinds that are not waited for.
+    denied: HashSet<Kind>,
     texts: Texts,
     notices: Vec<Notice>,
     snapshot: Arc<Snapshot>,
@@ -57,12 +61,16 @@ impl Store {
             Event::InitApply(arrived) => self.apply(kind, arrived, true),
             Event::Apply(arrived) => self.apply(kind, arrived, false),
             Event::Delete(arrived) => self.delete(kind, &arrived),
+            Event::Denied => {
+                self.denied.insert(kind);
+            }
         }
     }
 
-    /// Kinds that have not been listed yet.
+    /// Kinds that have not been listed yet. Those that only give names are not waited for where we may not see them.
     pub(super) fn missing(&self) -> Vec<Kind> {
-        Kind::ALL.into_iter().filter(|kind| !self.synced(*kind)).collect()
+        let waived = |kind: &Kind| kind.only_names() && self.denied.contains(kind);
+        Kind::ALL.into_iter().filter(|kind| !self.synced(*kind) && !waived(kind)).collect()
     }
 
     /// The snapshot, if all kinds are there and it is another one than the last.

@@ -161,6 +161,22 @@ proptest! {
 }
 
 #[test]
+fn what_only_gives_names_is_not_waited_for_where_it_may_not_be_seen() {
+    let mut store = Store::default();
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Job) {
+        store.take(kind, Event::Denied);
+        assert!(store.snapshot().is_none(), "{kind:?}: verdicts need most kinds");
+        list(&mut store, kind, (0..CLUSTER.len()).map(object).filter(|(k, _)| *k == kind).map(|(_, a)| a).collect());
+        assert!(store.snapshot().is_none(), "{kind:?}: it may still come");
+    }
+    store.take(Kind::Job, Event::Denied);
+    let workload = |snapshot: &Snapshot| snapshot.pods[&("jobs".into(), "report-1-x".into())].workload.kind.to_string();
+    assert_eq!(workload(&store.snapshot().expect("it is not waited for")), "Job");
+    list(&mut store, Kind::Job, vec![object(4).1]);
+    assert_eq!(workload(&store.snapshot().expect("it came")), "CronJob");
+}
+
+#[test]
 fn nothing_new_is_no_snapshot() {
     let (mut store, before) = listed();
     let (kind, again) = object(1);

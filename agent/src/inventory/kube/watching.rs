@@ -17,8 +17,15 @@ use super::store::Event;
 /// The first wait after a failure, and the longest: what changed while the server was away shall be live seconds after its return.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
-/// The server ends a watch after so long; it goes on from the same version.
-const WATCH_SECONDS: u32 = 290;
+/// The longest where the server is there and has said so often in a row that it cannot: thousands of agents ask it. One that has
+/// just started says so for some seconds.
+const LONGEST_BUSY: Duration = Duration::from_secs(30);
+const BUSY: u32 = 10;
+/// A server that has just started does not know its roles yet: so often it may say no.
+const DENIED: u32 = 5;
+/// The server ends a watch after so long at most; it goes on from the same version. Each watch has its own time, so that agents
+/// that began together do not come back together.
+const WATCH: Duration = Duration::from_secs(290);
 /// Objects of one page, where the server cannot stream a list.
 const PAGE: u32 = 500;
 
@@ -29,14 +36,17 @@ where
     Sent<K>: Clone + Debug,
 {
     let mut streaming = true;
-    let mut wait = FIRST_WAIT;
+    let mut backoff = Backoff::default();
+    let mut denied = 0;
+    let seconds = u32::try_from(jittered(WATCH).as_secs()).unwrap_or(u32::MAX);
     'anew: loop {
-        let mut config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
+        let mut config = watcher::Config::default().timeout(seconds).page_size(PAGE);
         if streaming {
             config = config.streaming_lists();
         }
         let stream = watcher(Api::<Sent<K>>::all(client.clone()), config);
         let mut stream = std::pin::pin!(stream);
+        let mut listing = false;
         while let Some(next) = stream.next().await {
             let event = match next {
                 Ok(event) => event,
@@ -47,16 +57,32 @@ where
                 }
                 Err(e) => {
                     fail(K::KIND, &link, &e);
-                    tokio::time::sleep(jittered(wait)).await;
-                    wait = (wait * 2).min(LONGEST_WAIT);
+                    denied = if said(&e) == Some(403) { denied + 1 } else { 0 };
+                    if denied == DENIED && events.send((K::KIND, Event::Denied)).await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(backoff.after(is_busy(&e))).await;
+                    listing = false;
                     continue;
                 }
             };
-            wait = FIRST_WAIT;
+            // That a list begins says nothing of the server yet.
+            if !matches!(event, watcher::Event::Init | watcher::Event::InitApply(_)) {
+                backoff = Backoff::default();
+            }
             let event = match event {
-                watcher::Event::Init => Event::Init,
+                watcher::Event::Init => {
+                    // The list before ended in peace, and incomplete.
+                    if std::mem::replace(&mut listing, true) {
+                        tokio::time::sleep(backoff.after(false)).await;
+                    }
+                    Event::Init
+                }
                 watcher::Event::InitApply(sent) => Event::InitApply(sent.arrived),
-                watcher::Event::InitDone => Event::InitDone,
+                watcher::Event::InitDone => {
+                    listing = false;
+                    Event::InitDone
+                }
                 watcher::Event::Apply(sent) => Event::Apply(sent.arrived),
                 watcher::Event::Delete(sent) => Event::Delete(sent.arrived),
             };
@@ -67,9 +93,49 @@ where
     }
 }
 
+/// Failures in a row.
+struct Backoff {
+    wait: Duration,
+    busy: u32,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { wait: FIRST_WAIT, busy: 0 }
+    }
+}
+
+impl Backoff {
+    /// How long to wait after one more failure, where the server was `busy` or something else was wrong.
+    fn after(&mut self, busy: bool) -> Duration {
+        self.busy = if busy { self.busy + 1 } else { 0 };
+        let longest = if self.busy > BUSY { LONGEST_BUSY } else { LONGEST_WAIT };
+        let wait = self.wait.min(longest);
+        self.wait = (wait * 2).min(LONGEST_BUSY);
+        jittered(wait)
+    }
+}
+
+/// What the server itself said was wrong.
+fn said(error: &watcher::Error) -> Option<u16> {
+    use watcher::Error::{InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status))
+        | WatchError(status) => Some(status.code),
+        InitialListFailed(_) | WatchStartFailed(_) | WatchFailed(_) | NoResourceVersion => None,
+    }
+}
+
+/// Whether the server is there, and takes no more.
+fn is_busy(error: &watcher::Error) -> bool {
+    said(error).is_some_and(|code| code == 429 || code >= 500)
+}
+
 /// History that the server has thrown away is no failure: a list follows.
 fn fail(kind: Kind, link: &Link, error: &watcher::Error) {
-    if matches!(error, watcher::Error::WatchError(status) if status.code == 410) {
+    if said(error) == Some(410) {
         tracing::debug!("{}: too far behind, listing anew", kind.plural());
         return;
     }
@@ -95,10 +161,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// A server without streaming lists calls the parameters invalid.
 fn cannot_stream(error: &watcher::Error) -> bool {
-    let (watcher::Error::WatchStartFailed(kube::Error::Api(status)) | watcher::Error::WatchError(status)) = error else {
-        return false;
-    };
-    matches!(status.code, 400 | 422)
+    matches!(said(error), Some(400 | 422))
 }
 
 /// Between half of `wait` and all of it, so that a thousand agents do not come back in step.
@@ -109,14 +172,4 @@ fn jittered(wait: Duration) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn jitter_stays_within_half_and_whole() {
-        let waits: Vec<_> = (0..1000).map(|_| jittered(Duration::from_secs(2))).collect();
-        assert!(waits.iter().all(|w| (Duration::from_secs(1)..=Duration::from_secs(2)).contains(w)));
-        let distinct: std::collections::BTreeSet<_> = waits.iter().collect();
-        assert!(distinct.len() > 900);
-    }
-}
+mod tests;
