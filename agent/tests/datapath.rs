@@ -28,6 +28,7 @@ fn manifest(pod: &Pod, host_network: bool) -> Arc<Manifest> {
         labels: Labels::default(),
         node: Some("node-1".into()),
         ips: vec![pod.v4(), pod.v6()],
+        announced: Box::default(),
         host_network,
         finished: false,
         service_account: None,

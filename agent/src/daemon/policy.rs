@@ -78,10 +78,12 @@ impl Pump {
             node: &self.args.node_name,
             node_addresses: &self.node_addresses,
             found: &self.known,
+            room_for_services: self.datapath.room_for_services(),
             instances: &self.journal,
         });
         let near: HashSet<Address> = self.known.values().flatten().map(|ip| policy::mapped(*ip)).collect();
-        compiled.fit(self.datapath.room_for_addresses(), &self.args.node_name, |address| near.contains(address));
+        // What goes leaves after what comes is written: not all of the room is used.
+        compiled.fit(self.datapath.room_for_addresses() / 16 * 15, &self.args.node_name, |address| near.contains(address));
         let now = now(&mut self.datapath);
         let directory = self.journal.refresh(&self.snapshot, &self.known, &compiled.rules, now.boot_ns);
         self.set_directory(directory);

@@ -73,9 +73,9 @@ fn address_lost(before: &Snapshot, next: &Snapshot) -> bool {
         let new = others.peek().filter(|(other, _)| *other == name).map(|(_, new)| *new);
         let keeps = |new: &Arc<_>| {
             let new: &crate::inventory::Pod = new;
-            new.uid == pod.uid && new.finished == pod.finished && pod.ips.iter().all(|ip| new.ips.contains(ip))
+            new.uid == pod.uid && new.finished == pod.finished && pod.addresses().iter().all(|ip| new.addresses().contains(ip))
         };
-        !pod.ips.is_empty() && !pod.finished && !new.is_some_and(|new| Arc::ptr_eq(new, pod) || keeps(new))
+        !pod.addresses().is_empty() && !pod.finished && !new.is_some_and(|new| Arc::ptr_eq(new, pod) || keeps(new))
     })
 }
 

@@ -133,6 +133,11 @@ impl Datapath {
         self.maps.addresses.max() as usize
     }
 
+    /// How many Service ports the kernel's table holds at most.
+    pub fn room_for_services(&self) -> usize {
+        self.maps.vips.max() as usize
+    }
+
     /// Rows that let the old sets know the new numbers of classes until no endpoint points at them any more.
     ///
     /// Where an address changes from a class to one that the old tables do not know (after a restart all of them do), a

@@ -173,7 +173,8 @@ impl Datapath {
             if endpoint.cgroup.is_none() && (stale || !endpoint.found()) {
                 wanted.insert(cgroup::normal(&pod.uid), Arc::clone(&pod.uid));
                 if let Some(hash) = &pod.config_hash {
-                    wanted.insert(cgroup::normal(hash), Arc::clone(&pod.uid));
+                    // An annotation's word: no pod loses its own cgroup to it.
+                    wanted.entry(cgroup::normal(hash)).or_insert_with(|| Arc::clone(&pod.uid));
                 }
             }
         }

@@ -130,6 +130,7 @@ impl Journal {
         inner.written.set_near(near);
         let mut present: HashSet<u32> = HashSet::with_capacity(snapshot.pods.len() + snapshot.nodes.len());
         let mut held: HashMap<IpAddr, u32> = HashMap::new();
+        let mut announced: Vec<(IpAddr, u32)> = Vec::new();
         let mut nameless = false;
         for node in snapshot.nodes.values() {
             let instance = inner.node(&node.name);
@@ -146,15 +147,20 @@ impl Journal {
                 inner.say(instance, None);
                 inner.keep(instance);
             } else if !(same && inner.is_said(instance, pod)) {
-                inner.note_pod(instance, pod, &pod.ips, &relevant, boot_ns);
+                inner.note_pod(instance, pod, pod.addresses(), &relevant, boot_ns);
                 inner.say(instance, Some(pod));
             }
             let ips = ips.unwrap_or(&pod.ips);
             present.insert(instance);
             if !pod.host_network && !pod.finished {
                 held.extend(ips.iter().map(|ip| (*ip, instance)));
-                nameless |= ips.is_empty() && pod.node.is_some();
+                let hoped: &[IpAddr] = if ips.is_empty() { &pod.announced } else { &[] };
+                announced.extend(hoped.iter().map(|ip| (*ip, instance)));
+                nameless |= ips.is_empty() && hoped.is_empty() && pod.node.is_some();
             }
+        }
+        for (ip, instance) in announced {
+            held.entry(ip).or_insert(instance);
         }
         inner.relevant = relevant;
         let known = snapshot.pods.values().filter(|pod| nameless && !pod.host_network && !pod.finished);

@@ -15,6 +15,7 @@ fn pod(name: &str, uid: &str, address: &str) -> Pod {
         labels: Arc::new(BTreeMap::from([("app".into(), name.into())])),
         node: Some("node-1".into()),
         ips: vec![address.parse().unwrap()],
+        announced: Box::default(),
         host_network: false,
         finished: false,
         service_account: Some("default".into()),
@@ -124,6 +125,22 @@ fn a_reused_address_never_wears_the_old_name() {
     let directory = refresh(&journal, &[pod("new", "uid-2", "10.0.0.1")], 200 * SECOND + TOMBSTONE_NS);
     assert_eq!(directory.late(address, 150 * SECOND), None, "and never the later owner");
     assert_eq!(directory.late(address, 255 * SECOND).map(|i| i.instance), Some(new), "a name that came a little late");
+}
+
+#[test]
+fn what_is_announced_names_addresses_that_nobody_has() {
+    let journal = Journal::open(Box::new(MemoryStore::default()), 0);
+    let announcing = |name: &str, address: &str| {
+        let pod = pod(name, name, address);
+        Pod { announced: pod.ips.clone().into(), ips: Vec::new(), ..pod }
+    };
+    let pods = [announcing("a", "10.0.0.1"), announcing("b", "10.0.0.254"), announcing("c", "10.0.0.3"), pod("web", "uid-1", "10.0.0.1")];
+    let directory = refresh(&journal, &pods, SECOND);
+    let holder = |address: &str| match &directory.holder(address.parse().unwrap()).unwrap().owner {
+        Owner::Pod { name, .. } | Owner::Node { name } => name.to_string(),
+        Owner::Service { .. } => String::new(),
+    };
+    assert_eq!((&*holder("10.0.0.1"), &*holder("10.0.0.254"), &*holder("10.0.0.3")), ("web", "node-1", "c"));
 }
 
 #[test]

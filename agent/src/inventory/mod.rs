@@ -76,6 +76,9 @@ pub struct Pod {
     pub node: Option<Arc<str>>,
     /// `status.podIPs` (and `status.podIP`); of hostNetwork pods the node's.
     pub ips: Vec<IpAddr>,
+    /// What its CNI has announced in annotations, where the status has no address yet. Whoever may annotate a pod can have written
+    /// it: it takes no address from anyone, and finds no pod of this node.
+    pub announced: Box<[IpAddr]>,
     /// Shares the node's network namespace: neither subject nor selector peer of a policy.
     pub host_network: bool,
     /// Succeeded or Failed: its addresses are free for others.
@@ -86,10 +89,17 @@ pub struct Pod {
     pub workload: Workload,
     /// Container ports, for named ports: `(name, port, protocol number)`.
     pub ports: Vec<(Arc<str>, u16, u8)>,
-    /// The cgroup's name for static pods: annotation `kubernetes.io/config.hash`.
+    /// The cgroup's name for static pods: annotation `kubernetes.io/config.hash` of a pod that belongs to its node.
     pub config_hash: Option<Arc<str>>,
     /// Annotation `sekisho.dev/allow-sources`: foreign sources that the pod may use.
     pub allow_sources: Vec<ipnet::IpNet>,
+}
+
+impl Pod {
+    /// Its addresses as far as the cluster knows them.
+    pub fn addresses(&self) -> &[IpAddr] {
+        if self.ips.is_empty() { &self.announced } else { &self.ips }
+    }
 }
 
 /// What runs a pod.

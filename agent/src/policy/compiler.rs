@@ -16,10 +16,11 @@ use super::interner::Interner;
 use super::peers::{Groups, Peer};
 use super::ports::Table;
 use super::rows::{Class, NamedPorts, View};
-use super::services::{Dialled, dialled};
+use super::services::{Dialled, dialled, has_room};
 use super::sets::{Numbered, Numbers, Ports, Set, named, set};
+use super::warning::{Warning, unjudged};
 use super::{EndpointPolicy, Input, RuleRef, Tables, UsedIds, mapped};
-use crate::inventory::{About, Labels, NetworkPolicy, Node, Pod, Snapshot};
+use crate::inventory::{Labels, NetworkPolicy, Node, Pod, Snapshot};
 
 /// Compiles snapshots, one after the other.
 pub struct Compiler {
@@ -46,17 +47,6 @@ pub struct Stats {
     pub classes: usize,
     /// Addresses that were left out for want of room.
     pub left_out: usize,
-}
-
-/// What a person should know of a compile.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Warning {
-    /// The object that it is about.
-    pub about: About,
-    /// One word in camel case.
-    pub reason: &'static str,
-    /// One sentence.
-    pub text: String,
 }
 
 /// One compile's outcome.
@@ -116,7 +106,7 @@ impl Compiler {
         work.pods(&mut self.classes, &mut out, &mut warnings);
         work.nodes(&mut self.classes, &mut out);
         work.cidrs(&mut self.classes, &mut out);
-        let services = work.services(&mut self.classes, &mut out);
+        let services = work.services(&mut self.classes, &mut out, &mut warnings);
         let Addresses { owners, classes, .. } = work;
         self.rows(&live, &sets, &classes, &services, &mut out, &mut warnings);
         let stats = Stats { policies, selectors: self.numbers.active.len(), sets: sets.len(), classes: classes.len(), left_out: 0 };
@@ -242,14 +232,7 @@ impl Compiler {
             let service = &services[index].0;
             (service.service.namespace.clone(), service.service.name.clone(), service.service_port.label())
         }));
-        warnings.extend(names.into_iter().map(|(namespace, name, port)| Warning {
-            text: format!(
-                "Service {namespace}/{name} port {port}: policy allows some of its backends and denies others to some pods of this node; \
-                 those may not use it at all"
-            ),
-            about: About { kind: "Service", namespace, name, uid: None },
-            reason: "BackendsDiffer",
-        }));
+        warnings.extend(names.into_iter().map(|(namespace, name, port)| Warning::backends_differ(namespace, name, &port)));
     }
 }
 
@@ -257,35 +240,6 @@ impl Compiler {
 pub(super) type ByNamespace = BTreeMap<Arc<str>, Vec<Arc<NetworkPolicy>>>;
 /// Policies that select pods with a namespace and labels.
 pub(super) type Selecting = HashMap<(Arc<str>, Labels), Arc<[Arc<NetworkPolicy>]>>;
-
-/// Says of policies that they select pods of this node which NetworkPolicy does not cover.
-fn unjudged(input: &Input<'_>, by_namespace: &ByNamespace, warnings: &mut Vec<Warning>) {
-    let mut said = BTreeSet::new();
-    for pod in local_pods(input).filter(|pod| pod.host_network) {
-        let policies = by_namespace.get(&pod.namespace).into_iter().flatten();
-        for policy in policies.filter(|policy| policy.pod_selector.matches(&pod.labels)) {
-            if said.insert(Arc::as_ptr(policy)) {
-                let NetworkPolicy { namespace, name, uid, .. } = &**policy;
-                warnings.push(Warning {
-                    about: About { kind: "NetworkPolicy", namespace: namespace.clone(), name: name.clone(), uid: uid.clone() },
-                    reason: "PodsNotCovered",
-                    text: format!(
-                        "NetworkPolicy {namespace}/{name} selects {}, which uses the node's network: its flows are recorded, not judged",
-                        full_name(pod)
-                    ),
-                });
-            }
-        }
-    }
-}
-
-fn about_pod(pod: &Pod) -> About {
-    About { kind: "Pod", namespace: pod.namespace.clone(), name: pod.name.clone(), uid: Some(pod.uid.clone()) }
-}
-
-fn full_name(pod: &Pod) -> String {
-    format!("{}/{}", pod.namespace, pod.name)
-}
 
 fn policies_by_namespace(snapshot: &Snapshot) -> ByNamespace {
     let mut by_namespace = ByNamespace::new();
@@ -295,15 +249,17 @@ fn policies_by_namespace(snapshot: &Snapshot) -> ByNamespace {
     by_namespace
 }
 
-fn local_pods<'a>(input: &Input<'a>) -> impl Iterator<Item = &'a Arc<Pod>> {
+pub(super) fn local_pods<'a>(input: &Input<'a>) -> impl Iterator<Item = &'a Arc<Pod>> {
     let node = input.node;
     input.snapshot.pods.values().filter(move |pod| !pod.finished && pod.node.as_deref() == Some(node))
 }
 
-/// Addresses that a pod's packets bear: what its namespace shows, else its status.
-pub(super) fn pod_addresses<'a>(input: &Input<'a>, pod: &'a Pod) -> &'a [IpAddr] {
-    let found = if pod.node.as_deref() == Some(input.node) { input.found.get(&pod.uid) } else { None };
-    found.filter(|found| !found.is_empty()).unwrap_or(&pod.ips)
+/// Addresses that a pod's packets bear: what its namespace shows, else its status; of other nodes' pods, else what is announced.
+fn pod_addresses<'a>(input: &Input<'a>, pod: &'a Pod) -> &'a [IpAddr] {
+    if pod.node.as_deref() == Some(input.node) {
+        return input.found.get(&pod.uid).filter(|found| !found.is_empty()).unwrap_or(&pod.ips);
+    }
+    pod.addresses()
 }
 
 /// One compile's view of who has which address.
@@ -359,7 +315,7 @@ impl<'i, 'a> Addresses<'i, 'a> {
     fn pods(&mut self, classes: &mut Interner<Class>, out: &mut Tables, warnings: &mut Vec<Warning>) {
         let snapshot = self.input.snapshot;
         let mut groups = Groups::default();
-        let pods: Vec<(&Arc<Pod>, usize)> = snapshot
+        let mut pods: Vec<(&Arc<Pod>, usize)> = snapshot
             .pods
             .values()
             .filter(|pod| !pod.finished && !pod.host_network)
@@ -368,21 +324,26 @@ impl<'i, 'a> Addresses<'i, 'a> {
         for (id, peer) in &self.active {
             groups.select(*id, peer, &snapshot.namespaces);
         }
+        // What is only announced comes last, and takes no address from anyone.
+        let is_announced = |pod: &Pod| pod.ips.is_empty() && !pod.announced.is_empty();
+        pods.sort_by_key(|(pod, _)| is_announced(pod));
+        let nodes = if pods.last().is_some_and(|(pod, _)| is_announced(pod)) { node_addresses(self.input) } else { Vec::new() };
         for (pod, group) in pods {
+            let announced = is_announced(pod);
             let named = self.named_ports(pod);
             let instance = self.input.instances.pod(&pod.uid);
             let found = self.input.found.contains_key(&pod.uid);
             for address in pod_addresses(self.input, pod) {
                 if let Some(other) = self.owners.get(address) {
-                    warnings.push(Warning {
-                        about: about_pod(pod),
-                        reason: "AddressTaken",
-                        text: format!("pods {} and {} both have the address {address}", full_name(other), full_name(pod)),
-                    });
+                    warnings.push(Warning::address_taken(other, pod, *address));
                     // What is seen in a pod's namespace is true; a status may be late.
-                    if self.input.found.contains_key(&other.uid) && !found {
+                    if !found && (announced || self.input.found.contains_key(&other.uid)) {
                         continue;
                     }
+                }
+                if !found && announced && nodes.binary_search(address).is_ok() {
+                    warnings.push(Warning::address_of_node(pod, *address));
+                    continue;
                 }
                 let mut selectors = groups.selectors(group).to_vec();
                 selectors.extend_from_slice(self.blocks.of_address(*address));
@@ -440,12 +401,15 @@ impl<'i, 'a> Addresses<'i, 'a> {
     }
 
     /// Service ports with their classes.
-    fn services(&mut self, classes: &mut Interner<Class>, out: &mut Tables) -> Vec<(Dialled<'a>, u32)> {
+    fn services(&mut self, classes: &mut Interner<Class>, out: &mut Tables, warnings: &mut Vec<Warning>) -> Vec<(Dialled<'a>, u32)> {
         let input = self.input;
-        let mut nodes: Vec<IpAddr> =
-            other_nodes(input.snapshot).map(|(address, _)| address).chain(input.node_addresses.iter().map(IpAddr::to_canonical)).collect();
-        nodes.sort_unstable();
-        nodes.dedup();
+        let mut nodes = node_addresses(input);
+        if !has_room(input, nodes.len()) {
+            nodes = input.node_addresses.iter().map(IpAddr::to_canonical).collect();
+            let text = "the cluster has more nodes and node ports than the kernel's table has room for: node ports of other nodes are judged \
+                        as those nodes' addresses, not as the Services behind them; raise --memory-budget to have them all";
+            warnings.push(Warning::of_node(input.node, "ServiceTableSmall", text.to_owned()));
+        }
         let mut list = Vec::new();
         for dialled in dialled(input.snapshot, input.node, &nodes) {
             let class = self.backends(classes, &dialled);
@@ -478,6 +442,15 @@ impl<'i, 'a> Addresses<'i, 'a> {
             _ => self.class(classes, Class::Service(backends)),
         }
     }
+}
+
+/// Addresses of all nodes, ascending.
+fn node_addresses(input: &Input<'_>) -> Vec<IpAddr> {
+    let others = other_nodes(input.snapshot).map(|(address, _)| address);
+    let mut nodes: Vec<IpAddr> = others.chain(input.node_addresses.iter().map(IpAddr::to_canonical)).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    nodes
 }
 
 /// Addresses of the other nodes, and of hostNetwork pods where no Node says them.

@@ -18,12 +18,14 @@ mod room;
 mod rows;
 mod services;
 mod sets;
+mod warning;
 
 #[cfg(test)]
 mod tests;
 
-pub use compiler::{Compiled, Compiler, Stats, Warning};
+pub use compiler::{Compiled, Compiler, Stats};
 pub use identity::{Relevant, identity_number};
+pub use warning::Warning;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -43,6 +45,8 @@ pub struct Input<'a> {
     pub node_addresses: &'a [IpAddr],
     /// Addresses that the datapath found in local pods' namespaces, by pod UID; they win over status.
     pub found: &'a HashMap<Arc<str>, Vec<IpAddr>>,
+    /// How many Service ports the kernel's table holds.
+    pub room_for_services: usize,
     /// Instance number of everything that may be a remote or local end.
     pub instances: &'a dyn Instances,
 }

@@ -1,12 +1,10 @@
 //! What the kernel's table of addresses can do without, where a cluster has more of them than the table has room for.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use sekisho_core::layout::{Address, address_flags};
 
 use super::{Compiled, Tables, Warning};
-use crate::inventory::About;
 
 impl Compiled {
     /// Where there are more than `room` addresses, leaves out those of pods that no rule tells apart from the networks that
@@ -31,14 +29,11 @@ impl Compiled {
         }
         self.stats.left_out = left_out.len();
         if !left_out.is_empty() {
-            // As events of nodes bear it.
-            let name: Arc<str> = node.into();
             let text = format!(
                 "the kernel's table has room for {room} addresses, and the cluster has more: pods that no policy tells apart are left out, \
                  and their names are looked up by address; raise --memory-budget to have all of them frozen at capture"
             );
-            let about = About { kind: "Node", namespace: Arc::default(), name: name.clone(), uid: Some(name) };
-            self.warnings.push(Warning { about, reason: "AddressTableSmall", text });
+            self.warnings.push(Warning::of_node(node, "AddressTableSmall", text));
         }
     }
 }

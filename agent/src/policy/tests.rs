@@ -169,7 +169,7 @@ impl World {
 
 fn compile(compiler: &mut Compiler, snapshot: &Snapshot, numbers: &Numbers) -> Compiled {
     let (found, nodes) = (HashMap::new(), [NODE.parse().unwrap()]);
-    compiler.compile(&Input { snapshot, node: "n1", node_addresses: &nodes, found: &found, instances: numbers })
+    compiler.compile(&Input { snapshot, node: "n1", node_addresses: &nodes, found: &found, room_for_services: 1024, instances: numbers })
 }
 
 /// A pod on `n1` (`n2` where the name ends in `far`); `rest` continues the document.

@@ -256,11 +256,15 @@ fn half_filled_objects_do_no_harm() {
 #[test]
 fn addresses_come_from_the_cni_where_the_status_has_none_yet() {
     let pod = |annotations: &str, status: &str| {
-        let json = format!(r#"{{"metadata": {{"name": "p", "namespace": "a", "annotations": {annotations}}}, "status": {status}}}"#);
+        let json = format!(
+            r#"{{"metadata": {{"name": "p", "namespace": "a", "annotations": {annotations}}}, "spec": {{"nodeName": "n1"}}, "status": {status}}}"#
+        );
         let mut store = empty();
         store.take(Kind::Pod, Event::Apply(arrived(Kind::Pod, &json)));
         let snapshot = store.snapshot().expect("a pod");
-        snapshot.pods.values().next().expect("it").ips.iter().map(ToString::to_string).collect::<Vec<_>>()
+        let pod = snapshot.pods.values().next().expect("it");
+        assert!(pod.ips.is_empty() || pod.announced.is_empty(), "the status counts where there is one");
+        pod.addresses().iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert_eq!(pod(r#"{"cni.projectcalico.org/podIPs": "10.1.0.4/32,fd00::4/128"}"#, "{}"), ["10.1.0.4", "fd00::4"]);
     assert_eq!(pod(r#"{"vpc.amazonaws.com/pod-ips": "10.1.0.5"}"#, "{}"), ["10.1.0.5"]);
@@ -345,7 +349,7 @@ fn a_pod_keeps_its_addresses_to_its_end() {
         let pods = newer.map_or_else(|| last.clone(), |snapshot| snapshot.pods.clone());
         last.clone_from(&pods);
         let pod = pods.values().next().expect("the pod").clone();
-        (pod.ips.len(), pod.finished, pod.host_network)
+        (pod.addresses().len(), pod.finished, pod.host_network)
     };
     // Init containers at work, restarting, terminating: all the same.
     assert_eq!(seen(&mut store, &|json| json.replace("Running", "Pending")), (2, false, false));

@@ -57,6 +57,7 @@ impl Texts {
             labels: self.labels(&pod.labels),
             node: self.optional(pod.node.as_ref()),
             ips,
+            announced: pod.announced.clone(),
             host_network: pod.host_network,
             finished: pod.finished,
             service_account: self.optional(pod.service_account.as_ref()),

@@ -171,9 +171,10 @@ fn pod(at: &At<'_>, metadata: Metadata) -> Result<Pod, FieldError> {
     }
     push(&mut ips, address(&status.field("podIP"))?);
     let host_network = spec.field("hostNetwork").bool()?.unwrap_or(false);
-    if ips.is_empty() && !host_network {
-        announced(&annotations, &mut ips)?;
-    }
+    let node = spec.field("nodeName").text()?;
+    let announced = if ips.is_empty() && !host_network && node.is_some() { announced(&annotations)? } else { Box::default() };
+    let hash = annotations.field("kubernetes.io/config.hash").text()?;
+    let config_hash = hash.filter(|hash| is_mirror(&metadata, node.as_deref()) && hash.bytes().all(|b| b.is_ascii_hexdigit()));
     let workload = match metadata.owner {
         // A mirror pod belongs to its node, which runs nothing.
         Some((kind, name)) if &*kind != "Node" => Workload { kind, name },
@@ -185,32 +186,40 @@ fn pod(at: &At<'_>, metadata: Metadata) -> Result<Pod, FieldError> {
         namespace: metadata.namespace,
         name: metadata.name,
         labels: metadata.labels,
-        node: spec.field("nodeName").text()?,
+        node,
         ips,
+        announced,
         host_network,
         finished: matches!(status.field("phase").text()?.as_deref(), Some("Succeeded" | "Failed")),
         service_account: spec.field("serviceAccountName").text()?,
         workload,
         ports: container_ports(&spec)?,
-        config_hash: annotations.field("kubernetes.io/config.hash").text()?,
+        config_hash,
         allow_sources: allow_sources(&annotations.field("sekisho.dev/allow-sources"))?,
     })
+}
+
+/// Whether it stands for a pod that the kubelet runs from a file. Anyone may write the annotation, and must not thereby be taken
+/// for another pod: that one's UID has dashes, a file's hash has none.
+fn is_mirror(metadata: &Metadata, node: Option<&str>) -> bool {
+    metadata.owner.as_ref().is_some_and(|(kind, name)| &**kind == "Node" && Some(&**name) == node)
 }
 
 /// Annotations by which CNIs say a pod's addresses before the kubelet does.
 const ANNOUNCED: [&str; 3] = ["cni.projectcalico.org/podIPs", "cni.projectcalico.org/podIP", "vpc.amazonaws.com/pod-ips"];
 
 /// Addresses that the CNI has announced: `10.0.0.7/32,fd00::7/128`. What is no address there is nobody's error but the CNI's.
-fn announced(annotations: &At<'_>, into: &mut Vec<IpAddr>) -> Result<(), FieldError> {
+fn announced(annotations: &At<'_>) -> Result<Box<[IpAddr]>, FieldError> {
+    let mut ips = Vec::new();
     for name in ANNOUNCED {
         let at = annotations.field(name);
         for part in at.text()?.iter().flat_map(|text| text.split(',')) {
             let part = part.trim();
             let bare = part.split_once('/').map_or(part, |(address, _)| address);
-            push(into, bare.parse::<IpAddr>().ok().map(|a| a.to_canonical()));
+            push(&mut ips, bare.parse::<IpAddr>().ok().map(|a| a.to_canonical()));
         }
     }
-    Ok(())
+    Ok(ips.into())
 }
 
 /// Containers and restartable init containers (sidecars), as the API server resolves named ports.

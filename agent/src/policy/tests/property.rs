@@ -87,6 +87,7 @@ fn pod() -> impl Strategy<Value = Pod> {
         labels,
         node: Some(text(if local { "n1" } else { "n2" })),
         ips: Vec::new(),
+        announced: Box::default(),
         host_network: state == 0,
         finished: state == 1,
         service_account: None,

@@ -27,6 +27,7 @@ fn large() -> Snapshot {
             labels: labels(i % 1000, i % 7),
             node: Some(if i < 110 { "n1" } else { "n2" }.into()),
             ips: vec![std::net::Ipv4Addr::from(0x0a00_0000 + u32::try_from(i).unwrap()).into()],
+            announced: Box::default(),
             host_network: false,
             finished: false,
             service_account: None,

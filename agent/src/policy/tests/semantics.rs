@@ -240,6 +240,31 @@ fn finished_pods_give_their_address_away() {
     assert!(!alone.ingress("db", "10.0.0.77", "80/tcp"));
 }
 
+/// Whoever may annotate a pod can announce anything.
+#[test]
+fn what_is_announced_takes_no_address_from_anyone() {
+    let announcing = |name: &str, address: &str, labels: &str| {
+        pod(name, "", labels, "")
+            .replace("labels:", &format!("annotations: {{cni.projectcalico.org/podIPs: '{address}'}}, labels:"))
+            .replace("podIPs: [{ip: ''}]", "phase: Pending")
+    };
+    let free = "10.0.2.77";
+    let yaml = pods()
+        + &announcing("x/zz-far", "10.0.0.3", "app: web")
+        + &announcing("x/zzz-far", "192.168.0.1,192.168.0.2", "app: web")
+        + &announcing("x/zzzz-far", free, "app: web")
+        + &announcing("zz-here", "10.0.2.78", "app: web")
+        + &policy("p", "{ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {app: web}}}]}]}");
+    let w = World::of(&yaml);
+    assert!(!w.ingress("web", "db", "80/tcp") && !w.ingress("db", NODE, "80/tcp") && !w.ingress("db", "192.168.0.2", "80/tcp"));
+    assert!(w.ingress("db", free, "80/tcp"), "known before its status is");
+    assert!(!w.ingress("db", "10.0.2.78", "80/tcp"), "this node's pods are found, not announced");
+    let node = w.compiled.tables.addresses[&super::mapped(NODE.parse().unwrap())];
+    assert_eq!(node.flags, sekisho_core::layout::address_flags::NODE);
+    let taken = w.compiled.warnings.iter().filter(|warning| warning.reason == "AddressTaken");
+    assert_eq!(taken.map(|warning| &*warning.about.name).collect::<Vec<_>>(), ["zz-far", "zzz-far", "zzz-far"]);
+}
+
 #[test]
 fn a_pod_reaches_itself() {
     let w = world(&[("a", "{policyTypes: [Ingress, Egress]}")]);

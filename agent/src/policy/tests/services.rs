@@ -97,6 +97,57 @@ fn traffic_that_stays_on_the_node_meets_its_backends_only() {
     assert!(w.egress("client", "10.96.0.1", "8080/tcp") && !w.egress("client", "7.7.7.7", "8080/tcp"));
 }
 
+/// Who may write a Service with `externalIPs` could make a forbidden Service look like one of his own.
+#[test]
+fn of_services_that_claim_one_door_all_must_be_allowed() {
+    let yaml = |name: &str| {
+        [
+            pod("client", "10.0.0.1", "app: client", ""),
+            pod("a", "10.0.0.2", "v: '1'", ""),
+            pod("b-far", "10.0.0.3", "v: '2'", ""),
+            service("mine", "{clusterIP: 10.96.0.1, ports: [{port: 80}]}"),
+            slice("mine", 80, "{addresses: [10.0.0.3]}"),
+            service(name, "{clusterIP: 10.96.0.2, externalIPs: [10.96.0.1], ports: [{port: 80}]}"),
+            slice(name, 80, "{addresses: [10.0.0.2]}"),
+            policy(
+                "p",
+                "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {v: '1'}}}]}]}",
+            ),
+        ]
+        .concat()
+    };
+    for name in ["another", "zanother"] {
+        let w = World::of(&yaml(name));
+        assert!(w.egress("client", "10.96.0.2", "80/tcp") && !w.egress("client", "10.96.0.1", "80/tcp"), "{name}");
+    }
+}
+
+#[test]
+fn where_there_is_no_room_node_ports_of_other_nodes_are_left_out() {
+    let nodes: Vec<String> = (2..200)
+        .map(|n| format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: n{n}}}\nstatus: {{addresses: [{{type: InternalIP, address: 192.168.0.{n}}}]}}\n"))
+        .collect();
+    let ports = |count: u16| {
+        (0..count).map(|n| format!("{{name: p{n}, port: {}, nodePort: {}}}", 80 + n, 30_000 + n)).collect::<Vec<_>>().join(", ")
+    };
+    let world = |count| {
+        let yaml = [
+            nodes.concat(),
+            pod("client", "10.0.0.1", "app: client", ""),
+            service("web", &format!("{{clusterIP: 10.96.0.1, ports: [{}]}}", ports(count))),
+            policy("p", "{podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.168.0.7/32}}]}]}"),
+        ];
+        World::of(&yaml.concat())
+    };
+    let few = world(4);
+    assert_eq!((few.compiled.tables.vips.len(), few.compiled.warnings.len()), (4 + 4 * 199, 0));
+    assert!(!few.egress("client", "192.168.0.7", "30000/tcp"), "it is the Service, which has no backend");
+    let many = world(5);
+    assert_eq!(many.compiled.tables.vips.len(), 5 + 5, "its own addresses and this node's");
+    assert!(many.compiled.warnings.iter().any(|w| w.reason == "ServiceTableSmall"), "{:?}", many.compiled.warnings);
+    assert!(many.egress("client", "192.168.0.7", "30000/tcp") && !many.egress("client", "192.168.0.8", "30000/tcp"), "plain addresses");
+}
+
 #[test]
 fn ingress_knows_no_services() {
     let yaml = [

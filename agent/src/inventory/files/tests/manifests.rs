@@ -25,6 +25,30 @@ spec:
 status: {phase: Running, podIP: 10.0.0.5, podIPs: [{ip: 10.0.0.5}, {ip: 'fd00::5'}]}
 ";
 
+/// Annotations are anyone's to write: none of them makes a pod another one.
+#[test]
+fn annotations_prove_nothing() {
+    let read_one = |annotations: &str, owner: &str, node: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, annotations: {{{annotations}}}, ownerReferences: [{owner}]}}\nspec: {{{node}}}"
+        );
+        let snapshot = read(&[("a.yaml", &text)]);
+        assert_eq!(snapshot.refused, Vec::<String>::new());
+        snapshot.pods.values().next().expect("a pod").clone()
+    };
+    let hash = |hash: &str, owner: &str| read_one(&format!("kubernetes.io/config.hash: {hash}"), owner, "nodeName: n1").config_hash.clone();
+    let (file, pod) = ("0123456789abcdef0123456789abcdef", "11111111-2222-3333-4444-555555555555");
+    let node = "{kind: Node, name: n1, controller: true}";
+    assert_eq!(hash(file, node).as_deref(), Some(file));
+    assert_eq!(hash(pod, node), None, "another pod's UID");
+    assert_eq!(hash(file, "{kind: Node, name: n2, controller: true}"), None, "another node's");
+    assert_eq!(hash(file, ""), None);
+    let announced = |node| read_one("cni.projectcalico.org/podIPs: 10.0.0.7/32", "", node);
+    assert_eq!((announced("nodeName: n1").announced.len(), announced("nodeName: n1").ips.len()), (1, 0));
+    assert_eq!(announced("").announced.len(), 0, "no CNI has seen it");
+    assert_eq!(announced("nodeName: n1, hostNetwork: true").announced.len(), 0);
+}
+
 #[test]
 fn a_pod_is_read() {
     let snapshot = read(&[("a.yml", POD)]);
@@ -34,7 +58,7 @@ fn a_pod_is_read() {
     assert_eq!(pod.node.as_deref(), Some("n1"));
     assert_eq!(pod.ips, ["10.0.0.5".parse::<std::net::IpAddr>().unwrap(), "fd00::5".parse().unwrap()]);
     assert_eq!((&*pod.workload.kind, &*pod.workload.name), ("Deployment", "api"));
-    assert_eq!(pod.config_hash.as_deref(), Some("abc"));
+    assert_eq!(pod.config_hash, None, "it is no static pod, whatever its annotation says");
     assert_eq!(pod.allow_sources.len(), 2);
     let ports: Vec<_> = pod.ports.iter().map(|(n, p, proto)| (&**n, *p, *proto)).collect();
     assert_eq!(ports, [("http", 8080, 6), ("dns", 53, 17), ("side", 2, 6)]);

@@ -1,0 +1,79 @@
+//! What a person should know of a compile: what cannot be honoured as it is written, and what two objects disagree about.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::Input;
+use super::compiler::{ByNamespace, local_pods};
+use crate::inventory::{About, NetworkPolicy, Pod};
+
+/// What a person should know of a compile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// The object that it is about.
+    pub about: About,
+    /// One word in camel case.
+    pub reason: &'static str,
+    /// One sentence.
+    pub text: String,
+}
+
+impl Warning {
+    /// Two pods have one address.
+    pub(super) fn address_taken(first: &Pod, second: &Pod, address: IpAddr) -> Self {
+        let text = format!("pods {} and {} both have the address {address}", full_name(first), full_name(second));
+        Self { about: about_pod(second), reason: "AddressTaken", text }
+    }
+
+    /// An annotation says that a pod has a node's address.
+    pub(super) fn address_of_node(pod: &Pod, address: IpAddr) -> Self {
+        let text = format!("an annotation of pod {} says that it has the address {address}, which is a node's", full_name(pod));
+        Self { about: about_pod(pod), reason: "AddressTaken", text }
+    }
+
+    /// Some pods may use one part of a Service's backends.
+    pub(super) fn backends_differ(namespace: Arc<str>, name: Arc<str>, port: &str) -> Self {
+        let text = format!(
+            "Service {namespace}/{name} port {port}: policy allows some of its backends and denies others to some pods of this node; \
+             those may not use it at all"
+        );
+        Self { about: About { kind: "Service", namespace, name, uid: None }, reason: "BackendsDiffer", text }
+    }
+
+    /// Something about this node.
+    pub(super) fn of_node(node: &str, reason: &'static str, text: String) -> Self {
+        // As events of nodes bear it.
+        let name: Arc<str> = node.into();
+        Self { about: About { kind: "Node", namespace: Arc::default(), name: name.clone(), uid: Some(name) }, reason, text }
+    }
+}
+
+/// Says of policies that they select pods of this node which NetworkPolicy does not cover.
+pub(super) fn unjudged(input: &Input<'_>, by_namespace: &ByNamespace, warnings: &mut Vec<Warning>) {
+    let mut said = BTreeSet::new();
+    for pod in local_pods(input).filter(|pod| pod.host_network) {
+        let policies = by_namespace.get(&pod.namespace).into_iter().flatten();
+        for policy in policies.filter(|policy| policy.pod_selector.matches(&pod.labels)) {
+            if said.insert(Arc::as_ptr(policy)) {
+                let NetworkPolicy { namespace, name, uid, .. } = &**policy;
+                warnings.push(Warning {
+                    about: About { kind: "NetworkPolicy", namespace: namespace.clone(), name: name.clone(), uid: uid.clone() },
+                    reason: "PodsNotCovered",
+                    text: format!(
+                        "NetworkPolicy {namespace}/{name} selects {}, which uses the node's network: its flows are recorded, not judged",
+                        full_name(pod)
+                    ),
+                });
+            }
+        }
+    }
+}
+
+fn about_pod(pod: &Pod) -> About {
+    About { kind: "Pod", namespace: pod.namespace.clone(), name: pod.name.clone(), uid: Some(pod.uid.clone()) }
+}
+
+fn full_name(pod: &Pod) -> String {
+    format!("{}/{}", pod.namespace, pod.name)
+}
