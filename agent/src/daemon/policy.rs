@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sekisho_core::layout::{Address, mode};
 use sekisho_proto as proto;
@@ -17,6 +18,9 @@ use crate::datapath::ChangeKind;
 use crate::flow::{Body, EndpointView, Explainer};
 use crate::inventory::{Pod, Snapshot};
 use crate::policy::{self, Compiled, Decision, Input, Question};
+
+/// When a policy that could not be put in force is tried again, where nothing changes before.
+const RETRY: Duration = Duration::from_secs(5);
 
 impl Explainer for Compiled {
     fn explain(&self, question: &Question) -> Decision {
@@ -44,7 +48,7 @@ impl Pump {
         let addresses = self.datapath.node_addresses();
         let moved = addresses != self.node_addresses;
         self.node_addresses = addresses;
-        if self.reconcile() || moved {
+        if self.reconcile() || moved || self.retry.is_some_and(|at| Instant::now() >= at) {
             self.compile();
         }
     }
@@ -91,7 +95,7 @@ impl Pump {
             Ok(applied) => {
                 self.datapath.set_hold(self.args.posture() == Posture::Hold && !self.snapshot.policies.is_empty());
                 self.warn_anew(&compiled);
-                self.refused = None;
+                (self.refused, self.retry) = (None, None);
                 self.applied_ns = now.wall_ns;
                 let compiled = Arc::new(compiled);
                 self.engine.set_policy(applied.epoch, compiled.clone());
@@ -101,11 +105,15 @@ impl Pump {
                 }
             }
             Err(e) => {
-                error!("{e}");
                 self.compiler.take_back();
-                self.notice_refused(&e.to_string());
-                self.refused = Some(e.to_string());
-                self.tell_policy("refused", Some(e.to_string()));
+                self.retry = Some(Instant::now() + RETRY);
+                let why = e.to_string();
+                if self.refused.as_ref() != Some(&why) {
+                    error!("{why}");
+                    self.notice_refused(&why);
+                    self.tell_policy("refused", Some(why.clone()));
+                }
+                self.refused = Some(why);
             }
         }
         self.tell_endpoints();

@@ -83,6 +83,8 @@ pub(super) struct Pump {
     pub(super) compiled: Option<Arc<Compiled>>,
     /// Why the last compile is not in force, if it is not.
     pub(super) refused: Option<String>,
+    /// When it is tried again.
+    pub(super) retry: Option<Instant>,
     /// When the policy in force was applied, nanoseconds since 1970 UTC.
     pub(super) applied_ns: u64,
     pub(super) journal: Journal,
@@ -157,6 +159,7 @@ impl Pump {
             compiler: Compiler::new(used).knowing(journal.rules()),
             compiled: None,
             refused: None,
+            retry: None,
             applied_ns: now.wall_ns,
             journal,
             engine,
