@@ -21,6 +21,17 @@ pub(super) fn describe(client: &Client) -> String {
 }
 
 impl Stage {
+    /// Every agent makes way for a new one; returns when all are ready.
+    pub(super) fn replace_agents(&self) -> Result<()> {
+        self.client.run(&["-n", NAMESPACE, "rollout", "restart", "daemonset/sekisho"])?;
+        self.agents_are_rolled_out()
+    }
+
+    /// Returns when every agent is one of the DaemonSet's last word.
+    pub(super) fn agents_are_rolled_out(&self) -> Result<()> {
+        self.client.run(&["-n", NAMESPACE, "rollout", "status", "daemonset/sekisho", "--timeout=120s"]).map(drop)
+    }
+
     /// The agents' pods by node.
     pub(super) fn agents(&self) -> Result<Vec<(String, String)>> {
         let pods = self.api.list(&format!("/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=app.kubernetes.io/name=sekisho"))?;

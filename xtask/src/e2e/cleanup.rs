@@ -54,14 +54,14 @@ pub(super) fn after(plan: Plan, passed: bool, keep: bool) -> Result<()> {
     cluster::down()
 }
 
-/// Keeps what daemons and agents said.
+/// Keeps what daemons and agents said, and what the API server was asked.
 fn save_logs(plan: Plan) -> Result<()> {
     let target = target_dir().join("e2e-logs");
     if target.exists() {
         fs::remove_dir_all(&target).with_context(|| format!("cannot remove {}", target.display()))?;
     }
     fs::create_dir_all(&target)?;
-    let mut found = vec![cluster::logs()];
+    let mut found = vec![cluster::logs(), cluster::audit_log()];
     for number in plan.numbers() {
         let pods = fs::read_dir(cluster::root().join(node_name(number)).join("pod-logs")).into_iter().flatten().flatten();
         found.extend(pods.map(|entry| entry.path()).filter(|path| is_an_agents(path)));

@@ -42,7 +42,7 @@ fn upgrade(stage: &Stage, on: bool) -> Result<()> {
     command.args(["--wait", "--timeout", "120s"]).current_dir(root());
     output(&mut command)?;
     // A DaemonSet that is being replaced counts as there to Helm.
-    stage.client.run(&["-n", NAMESPACE, "rollout", "status", "daemonset/sekisho", "--timeout=120s"]).map(drop)
+    stage.agents_are_rolled_out()
 }
 
 fn ask_all() -> Result<()> {

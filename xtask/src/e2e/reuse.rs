@@ -7,7 +7,7 @@
 use std::net::{IpAddr, UdpSocket};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use sekisho_lab::netlink;
@@ -178,7 +178,8 @@ fn names(stage: &Stage, owners: &[Owner], book: &mut u64) -> Result<usize> {
         if seq <= before || record["kind"] != "start" || !ADDRESSES.iter().any(|address| source["ip"] == *address) {
             continue;
         }
-        let start = time(record["start"].as_str().unwrap_or_default()).context("a record's start")?;
+        let start: jiff::Timestamp = record["start"].as_str().unwrap_or_default().parse().context("a record's start")?;
+        let start = SystemTime::from(start);
         if let Some(uid) = source["pod"]["uid"].as_str() {
             let owner = owners.iter().find(|owner| owner.uid == uid).with_context(|| format!("a stranger: {record:#}"))?;
             ensure!(start >= owner.made, "before its owner was made: {record:#}");
@@ -190,30 +191,4 @@ fn names(stage: &Stage, owners: &[Owner], book: &mut u64) -> Result<usize> {
         }
     }
     Ok(named)
-}
-
-/// RFC 3339, UTC, as records write it.
-fn time(text: &str) -> Option<SystemTime> {
-    let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<u64>().ok();
-    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-    let nanos: u32 = format!("{:0<9}", text.get(20..)?.trim_end_matches('Z')).parse().ok()?;
-    // Days since 1970-03-01 in years that begin in March, so that a leap day comes last.
-    let (year, month) = if month < 3 { (year - 1, month + 9) } else { (year, month - 3) };
-    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1;
-    let days = days.checked_sub(719_468)?;
-    let seconds = days * 86_400 + number(11..13)? * 3600 + number(14..16)? * 60 + number(17..19)?;
-    Some(UNIX_EPOCH + Duration::new(seconds, nanos))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read() {
-        let at = |text| time(text).and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        assert_eq!(at("1970-01-01T00:00:00Z"), Some(Duration::ZERO), "a fraction may be left out");
-        assert_eq!(at("2000-02-29T12:00:01.5Z"), Some(Duration::new(951_825_601, 500_000_000)));
-        assert_eq!(at("2026-11-21T18:06:12.000000001Z"), Some(Duration::new(1_795_284_372, 1)));
-    }
 }

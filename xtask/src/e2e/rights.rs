@@ -18,13 +18,17 @@ type Right = (String, String, String);
 
 pub(super) fn used_and_granted_are_the_same(stage: &Stage) -> Result<()> {
     let granted = granted(stage)?;
-    if !used()?.0.iter().any(|(verb, ..)| verb == "list") {
-        // A server with streaming lists is asked to watch alone. Agents also serve one without.
+    let used_so_far = used()?.0;
+    if granted.difference(&used_so_far).any(|(verb, ..)| verb == "list") {
+        // A server with streaming lists is asked to watch alone. Agents also serve one without, of which new ones have to
+        // list every kind.
         return_without_streaming(stage, Duration::from_secs(1))?;
+        stage.replace_agents()?;
         // What is not used by then is told below.
-        let _used = stage.client.wait(Duration::from_secs(20), "agents list", |_| Ok(granted.is_subset(&used()?.0)));
+        let lists = |used: &BTreeSet<Right>| !granted.difference(used).any(|(verb, ..)| verb == "list");
+        let _used = stage.client.wait(Duration::from_secs(20), "agents list", |_| Ok(lists(&used()?.0)));
     }
-    if !used()?.0.iter().any(|(_, _, resource)| resource == "events") {
+    if !used_so_far.iter().any(|(_, _, resource)| resource == "events") {
         super::events::what_an_operator_should_know_is_an_event(stage)?;
     }
     let (used, refused) = used()?;
@@ -158,7 +162,7 @@ pub(super) fn no_capability_can_be_spared(stage: &Stage) -> Result<()> {
         }
     }
     stage.api.must("PATCH", &path, Some(&with(&capabilities.iter().collect::<Vec<_>>())))?;
-    stage.client.run(&["-n", NAMESPACE, "rollout", "status", "daemonset/sekisho", "--timeout=120s"])?;
+    stage.agents_are_rolled_out()?;
     outcome
 }
 

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
+use super::Stage;
 use super::pods::{Pod, server};
 use super::probe::{Protocol, SILENCE, answered};
 use super::scenarios::policy;
-use super::{NAMESPACE, Stage};
 
 /// What the traffic saw.
 #[derive(Debug, Default)]
@@ -154,8 +154,7 @@ pub(super) fn a_rolling_update_leaks_and_cuts_nothing(stage: &Stage) -> Result<(
     let before = stage.agents()?;
     let seen = crossing.watch(|| {
         let begin = Instant::now();
-        stage.client.run(&["-n", NAMESPACE, "rollout", "restart", "daemonset/sekisho"])?;
-        stage.client.run(&["-n", NAMESPACE, "rollout", "status", "daemonset/sekisho", "--timeout=120s"])?;
+        stage.replace_agents()?;
         eprintln!("    all agents replaced in {:.1} s", begin.elapsed().as_secs_f64());
         Ok(())
     })?;
