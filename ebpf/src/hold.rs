@@ -1,10 +1,18 @@
 //! Whether a pod may speak before its policy is in force.
 //!
 //! Runs at the control group that holds all pods, which groups made later inherit, so that a pod is held from its first
-//! packet on, and also when no agent runs. Where pods are not to be held, what passes is counted. A socket on the node's own addresses is no pod's: the node's agents, its
-//! API server perhaps, are never held.
+//! packet on, and also when no agent runs. Where pods are not to be held, what passes is counted. A socket on the node's own
+//! addresses is no pod's: the node's agents, its API server perhaps, are never held.
+//!
+//! TCP tries again only after a second (RFC 6298, 2.1) what is held for milliseconds. So a connection that begins while its pod
+//! is held asks again sooner, and as much more often as keeps the time after which it gives up.
 
-use aya_ebpf::helpers::generated::bpf_skb_ancestor_cgroup_id;
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{BPF_SOCK_OPS_TIMEOUT_INIT, bpf_sock_addr, bpf_sock_ops};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_socket_cookie, bpf_getsockopt, bpf_setsockopt, bpf_skb_ancestor_cgroup_id,
+};
 use sekisho_core::counters;
 use sekisho_core::layout::{AddressEntry, EGRESS, address_flags, mode};
 use sekisho_core::parse::{Window, mapped, protocol};
@@ -13,10 +21,13 @@ use crate::budget::config;
 use crate::emit::count;
 use crate::hot::Fate;
 use crate::kernel::{Direct, Skb};
-use crate::maps::{ADDRESSES, HOLD, LIVE};
+use crate::maps::{ADDRESSES, HELD_SOCKETS, HOLD, LIVE};
+use crate::tables::ANY;
 
 /// Levels below the root that are looked at.
 const DEEPEST: u32 = 16;
+/// [`Hold::on`](sekisho_core::layout::Hold::on): pods are held.
+const HELD: u32 = 1;
 /// Multicast listener and neighbour discovery.
 const FIRST_ND: u8 = 130;
 const LAST_ND: u8 = 137;
@@ -25,7 +36,8 @@ const LAST_ND: u8 = 137;
 #[inline(always)]
 pub(crate) fn packet(skb: Skb, direction: u8) -> Fate {
     let Some(hold) = HOLD.get(0) else { return Fate::Pass };
-    if hold.on == 0 || is_live(skb, hold.levels) {
+    // SAFETY: the context is valid.
+    if hold.on == 0 || is_live(hold.levels, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb.0, level) }) {
         return Fate::Pass;
     }
     let window = Direct::new(skb);
@@ -37,7 +49,7 @@ pub(crate) fn packet(skb: Skb, direction: u8) -> Fate {
     if free {
         return Fate::Pass;
     }
-    if hold.on != 1 || config().is_none_or(|config| config.mode != mode::ENFORCE) {
+    if hold.on != HELD || config().is_none_or(|config| config.mode != mode::ENFORCE) {
         count(counters::UNJUDGED);
         return Fate::Pass;
     }
@@ -45,17 +57,93 @@ pub(crate) fn packet(skb: Skb, direction: u8) -> Fate {
     Fate::Drop
 }
 
+/// Whether the packet is TCP's.
 #[inline(always)]
-fn is_live(skb: Skb, levels: u32) -> bool {
+pub(crate) fn is_tcp(skb: Skb) -> bool {
+    let window = Direct::new(skb);
+    let at = if window.get::<1>(0).is_some_and(|[first]| first >> 4 == 6) { 6 } else { 9 };
+    window.get::<1>(at) == Some([protocol::TCP])
+}
+
+/// A process somewhere below the pods' group connects a socket: remembered if what it sends will be held.
+#[inline(always)]
+pub(crate) fn connects(ctx: *mut bpf_sock_addr) {
+    let (Some(hold), Some(config)) = (HOLD.get(0), config()) else { return };
+    // SAFETY: the context is valid; the verifier rewrites the access.
+    if hold.on != HELD || config.mode != mode::ENFORCE || unsafe { (*ctx).protocol } != u32::from(protocol::TCP) {
+        return;
+    }
+    // SAFETY: a helper that takes any level.
+    if !is_live(hold.levels, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) }) {
+        // SAFETY: the context is valid.
+        let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+        let _ = HELD_SOCKETS.insert(&cookie, &1, ANY);
+    }
+}
+
+/// The kernel asks how long a SYN waits for its answer: the answer for a connection that is held, in jiffies.
+#[inline(always)]
+pub(crate) fn first_timeout(ctx: *mut bpf_sock_ops) -> Option<u32> {
+    /// `TCP_SYNCNT`, and what is in force where kernels before 6.0 do not tell (`net.ipv4.tcp_syn_retries`).
+    const SYNCNT: i32 = 7;
+    const USUAL: i32 = 6;
+    const MOST: i32 = 127;
+    // SAFETY: the context is valid; the verifier rewrites the accesses.
+    let (op, full) = unsafe { ((*ctx).op, (*ctx).is_fullsock) };
+    if op != BPF_SOCK_OPS_TIMEOUT_INIT || full == 0 {
+        return None;
+    }
+    // SAFETY: the context is valid.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+    HELD_SOCKETS.remove(&cookie).ok()?;
+    let (family, local4, local6) = local(ctx);
+    if is_node(&if family == 2 { mapped(local4.to_ne_bytes()) } else { bytes(local6) }) {
+        return None;
+    }
+    let hz = config()?.hz.max(1);
+    let timeout = (hz / 256).max(1);
+    let mut retries = USUAL;
+    let room = (&raw mut retries).cast::<c_void>();
+    // SAFETY: `room` is four bytes for both helpers.
+    unsafe {
+        if bpf_getsockopt(ctx.cast(), i32::from(protocol::TCP), SYNCNT, room, 4) != 0 {
+            retries = USUAL;
+        }
+        // Each one doubles the wait for the next.
+        retries = (retries + (hz / timeout).ilog2() as i32).min(MOST);
+        (bpf_setsockopt(ctx.cast(), i32::from(protocol::TCP), SYNCNT, room, 4) == 0).then_some(timeout)
+    }
+}
+
+/// Family and addresses of the socket's own end.
+#[inline(always)]
+fn local(ctx: *mut bpf_sock_ops) -> (u32, u32, [u32; 4]) {
+    // Word by word, and all of them: the verifier takes neither wider reads nor a choice between two places.
+    // SAFETY: the context is valid; the verifier rewrites the accesses.
+    unsafe {
+        let word = |at: usize| (&raw const (*ctx).local_ip6[at]).read_volatile();
+        ((*ctx).family, (&raw const (*ctx).local_ip4).read_volatile(), [word(0), word(1), word(2), word(3)])
+    }
+}
+
+#[inline(always)]
+fn bytes(words: [u32; 4]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (four, word) in bytes.chunks_exact_mut(4).zip(words) {
+        four.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
+}
+
+#[inline(always)]
+fn is_live(levels: u32, ancestor: impl Fn(i32) -> u64) -> bool {
     // Most pods lie in the group of their class, one deeper than guaranteed ones.
     for level in (1..DEEPEST).rev() {
         if levels & (1 << level) == 0 {
             continue;
         }
-        // SAFETY: the context is valid.
-        let id = unsafe { bpf_skb_ancestor_cgroup_id(skb.0, level as i32) };
         // SAFETY: only whether it is there counts.
-        if unsafe { LIVE.get(&id) }.is_some() {
+        if unsafe { LIVE.get(&ancestor(level as i32)) }.is_some() {
             return true;
         }
     }

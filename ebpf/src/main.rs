@@ -27,8 +27,8 @@ mod tables;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns};
-use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext, TcContext};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier, sock_ops};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext, SockOpsContext, TcContext};
 use sekisho_core::layout::{Clock, EGRESS, INGRESS};
 
 use crate::hot::{Cgroup, Fate, Tc};
@@ -81,14 +81,43 @@ pub fn cg_ingress(ctx: SkBuffContext) -> i32 {
 /// What sockets of any pod send.
 #[cgroup_skb(egress)]
 pub fn hold_egress(ctx: SkBuffContext) -> i32 {
-    // Lost as on a wire: the sender's call does not fail.
-    if hold::packet(kernel::Skb(ctx.as_ptr().cast()), EGRESS) == Fate::Pass { PASS } else { LOSE }
+    let skb = kernel::Skb(ctx.as_ptr().cast());
+    match hold::packet(skb, EGRESS) {
+        Fate::Pass => PASS,
+        // TCP takes a silent loss for congestion at home, and then waits for half a second.
+        Fate::Drop if hold::is_tcp(skb) => BLOCK,
+        // Lost as on a wire: the sender's call does not fail.
+        Fate::Drop => LOSE,
+    }
 }
 
 /// What sockets of any pod receive.
 #[cgroup_skb(ingress)]
 pub fn hold_ingress(ctx: SkBuffContext) -> i32 {
     if hold::packet(kernel::Skb(ctx.as_ptr().cast()), INGRESS) == Fate::Pass { PASS } else { BLOCK }
+}
+
+/// A process of any pod connects an IPv4 socket.
+#[cgroup_sock_addr(connect4)]
+pub fn hold_connect4(ctx: SockAddrContext) -> i32 {
+    hold::connects(ctx.as_ptr().cast());
+    PASS
+}
+
+/// A process of any pod connects an IPv6 socket.
+#[cgroup_sock_addr(connect6)]
+pub fn hold_connect6(ctx: SockAddrContext) -> i32 {
+    hold::connects(ctx.as_ptr().cast());
+    PASS
+}
+
+/// The kernel asks for a TCP socket's parameters, that of any pod.
+#[sock_ops]
+pub fn hold_timeout(ctx: SockOpsContext) -> u32 {
+    if let Some(timeout) = hold::first_timeout(ctx.ops) {
+        ctx.set_reply(timeout);
+    }
+    1
 }
 
 /// A process connects an IPv4 socket.

@@ -61,6 +61,10 @@ pub(crate) static HOLD: Array<Hold> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static LIVE: HashMap<u64, u32> = HashMap::with_max_entries(ENDPOINT_SLOTS, BPF_F_NO_PREALLOC);
 
+/// Cookies of sockets whose connection began while their pod was held.
+#[map]
+pub(crate) static HELD_SOCKETS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(1024, 0);
+
 /// Run-time switches.
 #[map]
 pub(crate) static CONFIG: Array<Config> = Array::with_max_entries(1, 0);

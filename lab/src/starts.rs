@@ -30,8 +30,17 @@ pub struct Starts {
 
 impl Starts {
     /// The time within which so many percent of the first datagrams got through, those that never did being late for ever.
-    pub fn within(&self, percent: usize) -> Duration {
-        let mut all: Vec<Duration> = self.starts.iter().map(|start| start.answered.unwrap_or(Duration::MAX)).collect();
+    pub fn answered_within(&self, percent: usize) -> Duration {
+        self.within(percent, |start| start.answered)
+    }
+
+    /// The same of the connections.
+    pub fn connected_within(&self, percent: usize) -> Duration {
+        self.within(percent, |start| start.connected)
+    }
+
+    fn within(&self, percent: usize, took: fn(&Start) -> Option<Duration>) -> Duration {
+        let mut all: Vec<Duration> = self.starts.iter().map(|start| took(start).unwrap_or(Duration::MAX)).collect();
         all.sort();
         all.get((all.len().max(1) - 1) * percent / 100).copied().unwrap_or(Duration::MAX)
     }

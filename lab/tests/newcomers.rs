@@ -36,7 +36,11 @@ fn held_newcomers_send_nothing_before_their_policy() -> Result<()> {
     let allowed = starts(&lab, &server, "allowed", COUNT, LIMIT)?;
     ensure!(allowed.connected() == COUNT && allowed.arrived > 0, "allowed pods did not connect: {allowed:?}");
     ensure!(agent.status()?["ready"] == true);
-    println!("half within {:?}, all within {:?}", allowed.within(50), allowed.within(100));
+    // TCP by itself would try again after a second what was held for milliseconds.
+    let late = allowed.starts.iter().filter(|start| start.connected.is_none_or(|took| took >= Duration::from_secs(1))).count();
+    ensure!(late <= COUNT / 10, "{late} of {COUNT} connections waited for TCP's own second: {allowed:?}");
+    println!("datagrams: half within {:?}, all within {:?}", allowed.answered_within(50), allowed.answered_within(100));
+    println!("connections: half within {:?}, all within {:?}", allowed.connected_within(50), allowed.connected_within(100));
     Ok(())
 }
 

@@ -33,7 +33,6 @@ const SIDES: [Side; 2] = [
         name: "egress",
         interface: "pod_egress",
         cgroup: "cg_egress",
-        hold: "hold_egress",
         tcx: attach_type::TCX_INGRESS,
         cgroup_type: attach_type::CGROUP_INET_EGRESS,
         hook: Hook::Ingress,
@@ -42,7 +41,6 @@ const SIDES: [Side; 2] = [
         name: "ingress",
         interface: "pod_ingress",
         cgroup: "cg_ingress",
-        hold: "hold_ingress",
         tcx: attach_type::TCX_EGRESS,
         cgroup_type: attach_type::CGROUP_INET_INGRESS,
         hook: Hook::Egress,
@@ -53,7 +51,6 @@ struct Side {
     name: &'static str,
     interface: &'static str,
     cgroup: &'static str,
-    hold: &'static str,
     tcx: u32,
     cgroup_type: u32,
     hook: Hook,
@@ -67,6 +64,15 @@ const SOCKET_HOOKS: [(&str, u32); 6] = [
     ("sendmsg6", attach_type::CGROUP_UDP6_SENDMSG),
     ("post_bind4", attach_type::CGROUP_INET4_POST_BIND),
     ("post_bind6", attach_type::CGROUP_INET6_POST_BIND),
+];
+
+/// Hooks at the group that contains all pods: suffix of the pin, program, attach type.
+const HOLD_HOOKS: [(&str, &str, u32); 5] = [
+    ("egress", "hold_egress", attach_type::CGROUP_INET_EGRESS),
+    ("ingress", "hold_ingress", attach_type::CGROUP_INET_INGRESS),
+    ("connect4", "hold_connect4", attach_type::CGROUP_INET4_CONNECT),
+    ("connect6", "hold_connect6", attach_type::CGROUP_INET6_CONNECT),
+    ("timeout", "hold_timeout", attach_type::CGROUP_SOCK_OPS),
 ];
 
 /// What a check of an endpoint's hooks found.
@@ -182,13 +188,13 @@ impl Attacher {
     /// Attaches what holds new pods to the group that contains them all.
     pub(super) fn hold(&self, programs: &Programs, root: &PodCgroup) -> io::Result<()> {
         let dir = File::open(&root.path)?;
-        for side in &SIDES {
-            let program = &programs[side.hold];
+        for (suffix, name, kind) in HOLD_HOOKS {
+            let program = &programs[name];
             self.link(
-                &format!("hold-{}-{}", root.id, side.name),
+                &format!("hold-{}-{suffix}", root.id),
                 program,
                 |info| u64::from(info.ifindex) == root.id & 0xffff_ffff,
-                || bpf::link_cgroup(program.as_fd(), dir.as_fd(), side.cgroup_type),
+                || bpf::link_cgroup(program.as_fd(), dir.as_fd(), kind),
             )?;
         }
         Ok(())
@@ -328,12 +334,12 @@ fn program_of(name: &str) -> Option<&str> {
     if let Some(hook) = name.strip_prefix("root-") {
         return Some(hook);
     }
-    let side = SIDES.iter().find(|side| name.ends_with(&format!("-{}", side.name)))?;
-    Some(match name.split('-').next() {
-        Some("cg") => side.cgroup,
-        Some("hold") => side.hold,
-        _ => side.interface,
-    })
+    let (kind, suffix) = (name.split('-').next()?, name.rsplit('-').next()?);
+    if kind == "hold" {
+        return HOLD_HOOKS.iter().find(|(hook, ..)| *hook == suffix).map(|(_, program, _)| *program);
+    }
+    let side = SIDES.iter().find(|side| side.name == suffix)?;
+    Some(if kind == "cg" { side.cgroup } else { side.interface })
 }
 
 /// The interface index in a TCX link's name.

@@ -34,6 +34,7 @@ const LINK_DETACH: i32 = 34;
 pub(super) mod attach_type {
     pub(crate) const CGROUP_INET_INGRESS: u32 = 0;
     pub(crate) const CGROUP_INET_EGRESS: u32 = 1;
+    pub(crate) const CGROUP_SOCK_OPS: u32 = 3;
     pub(crate) const CGROUP_INET4_CONNECT: u32 = 10;
     pub(crate) const CGROUP_INET6_CONNECT: u32 = 11;
     pub(crate) const CGROUP_INET4_POST_BIND: u32 = 12;

@@ -12,9 +12,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use aya::EbpfLoader;
 use aya::maps::{Map, MapData, RingBuf};
 use aya::programs::{Program, ProgramError};
-use aya::{EbpfLoader, VerifierLogLevel};
 use sekisho_core::layout::LAYOUT;
 
 use super::diagnostics::Diagnostics;
@@ -127,13 +127,16 @@ impl AsFd for Loaded {
 /// Programs by name. The ones that the object must have are checked at load.
 pub(super) type Programs = BTreeMap<String, Loaded>;
 
-const REQUIRED: [&str; 15] = [
+const REQUIRED: &[&str] = &[
     "pod_egress",
     "pod_ingress",
     "cg_egress",
     "cg_ingress",
     "hold_egress",
     "hold_ingress",
+    "hold_connect4",
+    "hold_connect6",
+    "hold_timeout",
     "connect4",
     "connect6",
     "sendmsg4",
@@ -209,7 +212,6 @@ fn map_names() -> Result<Vec<String>, OpenError> {
 fn load_programs(dir: &Path, sizes: &Sizes) -> Result<(Programs, Diagnostics), OpenError> {
     let names = map_names()?;
     let mut loader = EbpfLoader::new();
-    loader.verifier_log_level(VerifierLogLevel::DISABLE);
     for (name, max) in &sizes.entries {
         loader.map_max_entries(name, *max);
     }
@@ -235,6 +237,7 @@ fn load_program(program: &mut Program) -> Result<Loaded, ProgramError> {
         Program::CgroupSkb(program) => program.load()?,
         Program::CgroupSockAddr(program) => program.load()?,
         Program::CgroupSock(program) => program.load()?,
+        Program::SockOps(program) => program.load()?,
         _ => return Err(ProgramError::UnexpectedProgramType),
     }
     let fd = program.fd()?.as_fd().try_clone_to_owned()?;

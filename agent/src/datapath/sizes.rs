@@ -48,6 +48,8 @@ pub(super) fn plan(budget: u64, cpus: u32, page: u32) -> Sizes {
         ("CG_ENDPOINTS", ENDPOINTS),
         // Pods that are gone leave a little later than new ones come.
         ("LIVE", 2 * ENDPOINTS),
+        // One connection each, for as long as a system call takes.
+        ("HELD_SOCKETS", lru(0, 88)),
         // Two families of 50,000 pods at 128 MiB; beyond that the compiler leaves out whom no policy tells apart.
         ("ADDRESSES", hash(8, 112)),
         ("CIDRS", hash(2, 80)),
