@@ -17,8 +17,8 @@ const NAMESPACE: &str = "e2e-first";
 /// Senders of each kind.
 const SENDERS: u8 = 50;
 /// What each one sends, and how many a second.
-const DATAGRAMS: u64 = 200;
-const RATE: u32 = 100;
+const DATAGRAMS: u64 = 500;
+const RATE: u32 = 500;
 
 pub(super) fn a_pods_first_packets_are_judged(stage: &Stage) -> Result<()> {
     stage.namespace(NAMESPACE)?;
@@ -32,17 +32,13 @@ pub(super) fn a_pods_first_packets_are_judged(stage: &Stage) -> Result<()> {
     let denied = arrived(stage, &target, "denied")?;
     ensure!(denied.iter().all(|(_, packets)| *packets == 0), "of senders that may not send, packets arrived: {denied:?}");
     let allowed = arrived(stage, &target, "allowed")?;
-    let mut counts: Vec<u64> = allowed.iter().map(|(_, packets)| *packets).collect();
-    counts.sort_unstable();
-    let (least, median) = (counts[0], counts[counts.len() / 2]);
-    eprintln!(
-        "    {SENDERS} denied senders: nothing arrived; {SENDERS} allowed ones: of {DATAGRAMS} each at least {least} arrived, median {median}"
-    );
+    let mut held: Vec<u64> = allowed.iter().map(|(_, packets)| DATAGRAMS.saturating_sub(*packets) * 1000 / u64::from(RATE)).collect();
+    held.sort_unstable();
+    let at = |percent: usize| held[(held.len() - 1) * percent / 100];
+    let text = format!("{SENDERS} allowed senders were held {} ms (p50), {} ms (p99), {} ms (worst)", at(50), at(99), at(100));
+    eprintln!("    of {SENDERS} denied senders nothing arrived; {text}");
     // All of them start at once, and the agent shares two processors with the runtimes that start them.
-    ensure!(
-        median + u64::from(RATE) / 4 >= DATAGRAMS && least + u64::from(RATE) >= DATAGRAMS,
-        "allowed senders were held for long: {allowed:?}"
-    );
+    ensure!(at(50) <= 20 && at(100) <= 1000, "{text}");
     stage.forget(&[NAMESPACE])
 }
 
