@@ -330,7 +330,12 @@ boundary! {
         pub insert_burst: u32,
         /// 1 = a spoofed source is dropped in mode enforce, 0 = only recorded.
         pub spoof_enforce: u32,
-    } = 40 + NEXT;
+        /// Index of an interface at which programs may stand at both kinds of hook for a moment, so that a packet meets two;
+        /// 0 = none.
+        pub settling: u32,
+        /// Padding.
+        pub pad: u32,
+    } = 48 + NEXT;
 
     /// Whether pods are held until their policy is in force, one entry.
     pub struct Hold {

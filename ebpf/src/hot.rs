@@ -32,6 +32,8 @@ pub(crate) trait Hook {
     fn version(window: &Direct) -> u8;
     /// The number that keys bear.
     fn endpoint(skb: Skb) -> Option<u32>;
+    /// Whether another program of ours has met the packet at this hook already; asked only where there may be two.
+    fn met(skb: Skb, endpoint: u32, direction: u8) -> bool;
     /// Memory for the slow path.
     fn scratch() -> Option<&'static mut Scratch>;
     /// Gives it back.
@@ -60,6 +62,16 @@ impl Hook for Tc {
         Some(skb.ifindex())
     }
 
+    /// A TCX program runs before a filter, and what it writes into the packet's control block is still there then.
+    #[inline(always)]
+    fn met(skb: Skb, endpoint: u32, direction: u8) -> bool {
+        const MARK: u32 = 0x5345_4b00;
+        let marks = [endpoint, MARK | u32::from(direction)];
+        let met = skb.marks() == marks;
+        skb.mark(if met { [0; 2] } else { marks });
+        met
+    }
+
     #[inline(always)]
     fn scratch() -> Option<&'static mut Scratch> {
         scratch::of_tc()
@@ -80,6 +92,11 @@ impl Hook for Cgroup {
     #[inline(always)]
     fn endpoint(skb: Skb) -> Option<u32> {
         crate::cgroup::endpoint(skb)
+    }
+
+    #[inline(always)]
+    fn met(_: Skb, _: u32, _: u8) -> bool {
+        false
     }
 
     #[inline(always)]
@@ -112,6 +129,9 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
         count(counters::NO_ENDPOINT);
         return Fate::Pass;
     };
+    if config.settling == endpoint && H::met(skb, endpoint, direction) {
+        return Fate::Pass;
+    }
     let window = Direct::new(skb);
     let mut found = Found { entry: None, table: 0 };
     // One way into the slow path.

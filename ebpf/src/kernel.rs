@@ -121,6 +121,23 @@ impl Skb {
         gso_size,
     }
 
+    /// The last words of the control block, which programs of one hook share.
+    #[inline(always)]
+    pub(crate) fn marks(self) -> [u32; 2] {
+        // SAFETY: the context is valid; word by word, as the verifier wants it.
+        unsafe { [(&raw const (*self.0).cb[3]).read_volatile(), (&raw const (*self.0).cb[4]).read_volatile()] }
+    }
+
+    /// Writes them.
+    #[inline(always)]
+    pub(crate) fn mark(self, marks: [u32; 2]) {
+        // SAFETY: as above.
+        unsafe {
+            (&raw mut (*self.0).cb[3]).write_volatile(marks[0]);
+            (&raw mut (*self.0).cb[4]).write_volatile(marks[1]);
+        }
+    }
+
     /// The socket's cookie; 0 = no socket.
     #[inline(always)]
     pub(crate) fn cookie(self) -> u64 {

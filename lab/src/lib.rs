@@ -35,6 +35,6 @@ pub use netns::Netns;
 pub use place::{Finished, Place, Running, until};
 pub use pod::{CgroupLayout, Layout, Pod, PodSpec};
 pub use short_cut::ShortCut;
-pub use sniffer::{Count, Flow, Heading, Sniffer, sum};
+pub use sniffer::{Count, Flow, Heading, Sniffer, counts_are_the_wires, sum};
 pub use starts::{Start, Starts, first, newcomer, starts};
 pub use sys::{go_first, insmod, interrupted, is_root, kill, mount, on_interrupt, power_off};

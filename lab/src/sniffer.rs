@@ -93,6 +93,25 @@ pub fn sum(counts: &BTreeMap<Flow, Count>, wanted: impl Fn(&Flow) -> bool) -> Co
         .fold(Count::default(), |total, (_, count)| Count { packets: total.packets + count.packets, bytes: total.bytes + count.bytes })
 }
 
+/// Fails unless the last record of a client's connection says what passed at its interface, packet by packet.
+pub fn counts_are_the_wires(end: &serde_json::Value, wire: &BTreeMap<Flow, Count>, server: (IpAddr, u16)) -> Result<()> {
+    let port = end["source"]["port"].as_u64().context("a record without a port")?;
+    let passed = |heading| {
+        sum(wire, |flow| {
+            let (own, other) = if heading == Heading::Out { (flow.source, flow.destination) } else { (flow.destination, flow.source) };
+            flow.heading == heading && u64::from(own.1) == port && other == server
+        })
+    };
+    let (out, back) = (passed(Heading::Out), passed(Heading::In));
+    let counted = |field: &str, way: &str| end[field][way].as_u64().unwrap_or(0);
+    let recorded = [counted("packets", "forward"), counted("packets", "reply"), counted("bytes", "forward"), counted("bytes", "reply")];
+    anyhow::ensure!(
+        recorded == [out.packets, back.packets, out.bytes, back.bytes],
+        "port {port}: {recorded:?} recorded, {out:?} {back:?} on the wire"
+    );
+    Ok(())
+}
+
 fn open(interface: &str) -> Result<OwnedFd> {
     // Protocol 0: nothing is queued before the socket is bound to its interface.
     let socket = sys::socket(libc::AF_PACKET, libc::SOCK_RAW, 0).context("cannot open a packet socket")?;

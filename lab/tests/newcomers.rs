@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sekisho_lab::{Agent, Heading, Lab, Pod, PodSpec, Running, Sniffer, Start, first, newcomer, starts, tool, until};
+use sekisho_lab::{Agent, Heading, Lab, Pod, PodSpec, Running, Sniffer, Start, counts_are_the_wires, first, newcomer, starts, tool, until};
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(15);
@@ -96,4 +96,43 @@ fn without_an_agent_newcomers_are_held() -> Result<()> {
 #[test]
 fn without_an_agent_newcomers_pass_and_are_counted_where_that_is_wanted() -> Result<()> {
     without_an_agent("newcomers-dead-open", "open")
+}
+
+/// How a pod's interface is attached to, as `status` says.
+fn attach(agent: &Agent, pod: &str) -> Result<String> {
+    let status = agent.status()?;
+    let endpoints = status["endpoints"].as_array().context("status lists endpoints")?;
+    let endpoint = endpoints.iter().find(|endpoint| endpoint["pod"]["name"] == pod).with_context(|| format!("no {pod}: {endpoints:?}"))?;
+    Ok(endpoint["attach"].as_str().context("an endpoint says how it is attached")?.to_owned())
+}
+
+/// A pod that has come in a hurry gets its lasting hooks under traffic: nothing breaks, and no packet is counted twice or not at
+/// all. On kernels without TCX it stays as it is.
+#[test]
+fn newcomers_settle_under_traffic() -> Result<()> {
+    const CONNECTIONS: usize = 50;
+    let lab = Lab::new("newcomers-settle")?;
+    let (server, _serving) = server(&lab)?;
+    let agent = Agent::start(&lab, &["--posture", "hold"])?;
+    let lasting =
+        agent.status()?["tcBackend"].as_str().or(agent.status()?["tc_backend"].as_str()).context("status names the hooks")?.to_owned();
+    let pod = lab.pod(newcomer("allowed", "settler"))?;
+    let wire = Sniffer::start(pod.netns(), "eth0")?;
+    let target = format!("{}:80", server.v4());
+    let held = pod.start(&["hold", &target, &CONNECTIONS.to_string(), "5"])?;
+    let first = attach(&agent, "settler")?;
+    ensure!(first == "clsact", "it begins with {first}");
+    until(LIMIT, "it has settled", || Ok(attach(&agent, "settler")? == lasting))?;
+    let held = held.finish(LIMIT)?.json()?;
+    ensure!(held["broken"] == 0, "{held}");
+    let mut ends = Vec::new();
+    until(LIMIT, "every connection's end is recorded", || {
+        ends = agent.records_of(&["--from-pod", "allowed/settler", "--kind", "end"])?;
+        ends.retain(|end| end["direction"] == "egress");
+        Ok(ends.len() == CONNECTIONS)
+    })?;
+    let wire = wire.stop()?;
+    ends.iter().try_for_each(|end| counts_are_the_wires(end, &wire, (server.v4(), 80)))?;
+    ensure!(!pod.reaches("tcp", lab.outside_v4(), 80)?, "its policy is in force");
+    Ok(())
 }

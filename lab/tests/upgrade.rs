@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sekisho_lab::{Agent, AgentOptions, Heading, Lab, Pod, PodSpec, Running, Sniffer, tool, until};
+use sekisho_lab::{Agent, AgentOptions, Heading, Lab, Pod, PodSpec, Running, Sniffer, counts_are_the_wires, tool, until};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -128,21 +128,7 @@ fn another_layout_and_back_under_traffic() -> Result<()> {
         .with_context(|| format!("{:?}\n{}", ends(&third, &ids).map(|ends| ends.len()), third.log()))?;
     let wire = at_friend.stop()?;
     for end in ends(&third, &ids)?.values() {
-        let port = end["source"]["port"].as_u64().unwrap_or(0);
-        let passed = |heading| {
-            let mine = |flow: &sekisho_lab::Flow| {
-                let (own, other) = if heading == Heading::Out { (flow.source, flow.destination) } else { (flow.destination, flow.source) };
-                flow.heading == heading && u64::from(own.1) == port && other == (server.v4(), 80)
-            };
-            sekisho_lab::sum(&wire, mine)
-        };
-        let (out, back) = (passed(Heading::Out), passed(Heading::In));
-        let counted = |field: &str, way: &str| end[field][way].as_u64().unwrap_or(0);
-        let recorded = [counted("packets", "forward"), counted("packets", "reply"), counted("bytes", "forward"), counted("bytes", "reply")];
-        ensure!(
-            recorded == [out.packets, back.packets, out.bytes, back.bytes],
-            "port {port}: {recorded:?} recorded, {out:?} {back:?} on the wire"
-        );
+        counts_are_the_wires(end, &wire, (server.v4(), 80))?;
         ensure!(end["source"]["pod"]["name"] == "friend" && end["destination"]["pod"]["name"] == "server", "{end}");
     }
     Ok(())

@@ -34,6 +34,8 @@ const SWEEP_SHARE: u32 = 100;
 const SWEEP_RAREST: Duration = Duration::from_secs(5);
 /// How often attachments and coverage are checked.
 const CHECK: Duration = Duration::from_secs(2);
+/// How often one of the pods that came in a hurry settles.
+const SETTLE: Duration = Duration::from_millis(500);
 /// How often pods are looked for without being woken, while some are missing and otherwise.
 const LOOK_MISSING: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_secs(5);
@@ -223,6 +225,9 @@ impl Pump {
         }
         if timers.check.rings(instant) {
             self.check();
+        }
+        if timers.settle.rings(instant) {
+            self.datapath.settle_one();
         }
         if timers.ledger.rings(instant) {
             self.engine.on_summarised(&self.datapath.summarised());
@@ -432,6 +437,7 @@ struct Timers {
     reap: Timer,
     sweep: Timer,
     check: Timer,
+    settle: Timer,
     look: Timer,
     ledger: Timer,
     note: Timer,
@@ -444,6 +450,7 @@ impl Timers {
             reap: Timer::every(REAP),
             sweep: Timer::every(SWEEP),
             check: Timer::every(CHECK),
+            settle: Timer::every(SETTLE),
             look: Timer::every(LOOK_MISSING),
             ledger: Timer::every(ledger),
             note: Timer::every(NOTE),

@@ -157,17 +157,36 @@ impl Attacher {
                         || bpf::link_tcx(program.as_fd(), ifindex, side.tcx),
                     )?;
                 }
-                // A former run may have used clsact.
-                self.remove_filters(netlink, maps, ifindex)
+                // The qdisc stays: a device that loses one drops packets for a moment.
+                SIDES.iter().try_for_each(|side| filters::remove(netlink, ifindex, side.hook).map(drop))
             }
             Backend::Clsact => {
-                own_qdisc(netlink, maps, ifindex)?;
-                for side in &SIDES {
-                    filters::put(netlink, ifindex, side.hook, programs[side.interface].as_fd())?;
-                }
+                Self::filters(netlink, maps, programs, ifindex)?;
                 self.unpin(|name| SIDES.iter().any(|side| name == tcx_pin(ifindex, side)))
             }
         }
+    }
+
+    /// Puts filters at both hooks of an interface.
+    pub(super) fn filters(netlink: &mut Netlink, maps: &Maps, programs: &Programs, ifindex: u32) -> io::Result<()> {
+        own_qdisc(netlink, maps, ifindex)?;
+        SIDES.iter().try_for_each(|side| filters::put(netlink, ifindex, side.hook, programs[side.interface].as_fd()))
+    }
+
+    /// Whether somebody else has TCX programs at an interface.
+    pub(super) fn is_shared(programs: &Programs, ifindex: u32) -> io::Result<bool> {
+        for side in &SIDES {
+            if bpf::query_tcx(ifindex, side.tcx)?.iter().any(|id| *id != programs[side.interface].id) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether links are at an interface, ours or a former layout's.
+    pub(super) fn is_linked(&self, ifindex: u32) -> bool {
+        let dirs = || std::iter::once(&self.links).chain(&self.former);
+        SIDES.iter().all(|side| dirs().any(|dir| dir.join(tcx_pin(ifindex, side)).exists()))
     }
 
     /// Attaches to a pod's cgroup.
@@ -282,19 +301,19 @@ impl Attacher {
 
     /// Lets go of an interface's hooks, so that attaching again puts us in front: neither a link nor a filter can be moved.
     /// Packets of that moment pass unjudged.
-    pub(super) fn make_way(&self, netlink: &mut Netlink, ifindex: u32) -> io::Result<()> {
-        match self.backend {
+    pub(super) fn make_way(&self, netlink: &mut Netlink, ifindex: u32, backend: Backend) -> io::Result<()> {
+        match backend {
             Backend::Tcx => self.unpin(|name| SIDES.iter().any(|side| name == tcx_pin(ifindex, side))),
             Backend::Clsact => SIDES.iter().try_for_each(|side| filters::remove(netlink, ifindex, side.hook).map(drop)),
         }
     }
 
     /// Whether our programs run, and run first, at both hooks of an interface.
-    pub(super) fn check_interface(&self, netlink: &mut Netlink, programs: &Programs, ifindex: u32) -> io::Result<Finding> {
+    pub(super) fn check_interface(netlink: &mut Netlink, programs: &Programs, ifindex: u32, backend: Backend) -> io::Result<Finding> {
         let mut finding = Finding::Good;
         for side in &SIDES {
             let id = programs[side.interface].id;
-            let running: Vec<u32> = match self.backend {
+            let running: Vec<u32> = match backend {
                 Backend::Tcx => bpf::query_tcx(ifindex, side.tcx)?,
                 Backend::Clsact => filters::list(netlink, ifindex, side.hook)?.iter().map(|filter| filter.program).collect(),
             };
@@ -397,7 +416,8 @@ fn own_qdisc(netlink: &mut Netlink, maps: &Maps, ifindex: u32) -> io::Result<()>
     Ok(())
 }
 
-fn has_filter(netlink: &mut Netlink, ifindex: u32) -> io::Result<bool> {
+/// Whether a filter of ours is at an interface.
+pub(super) fn has_filter(netlink: &mut Netlink, ifindex: u32) -> io::Result<bool> {
     for side in &SIDES {
         if filters::list(netlink, ifindex, side.hook)?.iter().any(filters::Filter::ours) {
             return Ok(true);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Datapath;
-use super::attach::{Finding, cgroup_of, interface_of};
+use super::attach::{Attacher, Backend, Finding, cgroup_of, interface_of};
 use super::cgroup::PodCgroup;
 use super::endpoint::{Attach, Coverage, CoverageEvent};
 use super::reconcile::Endpoint;
@@ -27,8 +27,9 @@ impl Datapath {
     }
 
     fn check_hooks(&mut self, endpoint: &mut Endpoint, events: &mut Vec<CoverageEvent>) {
+        let backend = if endpoint.info.attach == Attach::Clsact { Backend::Clsact } else { Backend::Tcx };
         let finding = match (endpoint.ifindex(), &endpoint.cgroup) {
-            (Some(ifindex), _) => self.attacher.check_interface(&mut self.netlink, &self.programs, ifindex),
+            (Some(ifindex), _) => Attacher::check_interface(&mut self.netlink, &self.programs, ifindex, backend),
             (None, Some(cgroup)) => self.attacher.check_cgroup(&self.programs, cgroup.id),
             (None, None) => return,
         };
@@ -40,7 +41,7 @@ impl Datapath {
         };
         if finding.is_ok_and(|finding| finding == Finding::NotFirst)
             && let Some(ifindex) = endpoint.ifindex()
-            && let Err(error) = self.attacher.make_way(&mut self.netlink, ifindex)
+            && let Err(error) = self.attacher.make_way(&mut self.netlink, ifindex, backend)
         {
             tracing::warn!(%error, ifindex, "our program could not be put in front");
         }
@@ -117,7 +118,7 @@ impl Datapath {
         let interfaces: Vec<u32> = self.slots.numbers().map(|(number, _)| number).collect();
         let cgroups: Vec<u64> = self.maps.cgroups.entries().unwrap_or_default().into_iter().map(|(id, _)| id).collect();
         let keep = |name: &str| match (interface_of(name), cgroup_of(name)) {
-            (Some(ifindex), _) => interfaces.contains(&ifindex) || self.waits_for_its_pod(ifindex),
+            (Some(ifindex), _) => interfaces.contains(&ifindex),
             (_, Some(id)) => cgroups.contains(&id),
             _ => true,
         };

@@ -15,7 +15,6 @@ use sekisho_core::counters;
 use sekisho_core::flows::Table as Kind;
 use sekisho_core::layout::{Config, EndpointState, Flow, FlowKey6, Merge};
 
-use super::attach::Backend;
 use super::former::Former;
 use super::load::same_types;
 use super::sweep::FlowKey;
@@ -116,16 +115,13 @@ impl Datapath {
     /// Copies the flows of endpoints that are about to be attached here.
     pub(super) fn begin_crossing(&mut self, endpoints: &[(u32, Option<u64>)]) -> Vec<Crossing> {
         let mut crossings = Vec::new();
+        let on_filters = self.on_filters(endpoints);
         for at in 0..self.formers.len() {
             let former = &self.formers[at];
             let waiting = |(number, cgroup): &&(u32, Option<u64>)| {
                 !former.done
                     && !former.copied.contains(number)
-                    && match self.attacher.backend {
-                        // Filters bear no name: what this agent has not attached is the former's.
-                        Backend::Clsact if cgroup.is_none() => self.migrating,
-                        _ => self.attacher.former_links(&former.dir, *number, *cgroup),
-                    }
+                    && (on_filters.contains(number) || self.attacher.former_links(&former.dir, *number, *cgroup))
             };
             let numbers: HashSet<u32> = endpoints.iter().filter(waiting).map(|(number, _)| *number).collect();
             if numbers.is_empty() {
@@ -137,6 +133,12 @@ impl Datapath {
             }
         }
         crossings
+    }
+
+    /// Interfaces whose filters are a former layout's. They bear no name: what this agent has not attached is the former's.
+    fn on_filters(&mut self, endpoints: &[(u32, Option<u64>)]) -> HashSet<u32> {
+        let interfaces = endpoints.iter().filter(|(_, cgroup)| self.migrating && cgroup.is_none()).map(|(number, _)| *number);
+        interfaces.filter(|ifindex| attach::has_filter(&mut self.netlink, *ifindex).unwrap_or(false)).collect()
     }
 
     fn copy(&mut self, at: usize, numbers: HashSet<u32>) -> io::Result<Crossing> {

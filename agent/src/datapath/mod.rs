@@ -8,7 +8,6 @@
 //! Order of use: [`Datapath::open`], then [`Datapath::reconcile`] with the local pods (finds their addresses), compile,
 //! [`Datapath::apply`] (writes policy, and only then attaches), and so on at every change.
 
-mod ahead;
 mod apply;
 mod attach;
 mod bpf;
@@ -33,6 +32,7 @@ mod os;
 pub mod probe;
 mod processes;
 mod reconcile;
+mod settle;
 mod shape;
 mod sizes;
 mod status;
@@ -134,7 +134,7 @@ pub struct Datapath {
     early: Vec<layout::Closing>,
     sweeper: sweep::Sweeper,
     holding: hold::Holding,
-    ahead: ahead::Ahead,
+    settler: settle::Settler,
 }
 
 /// Whether a data path can run here at all: kernel, rights, BTF, cgroup v2. Touches nothing.
@@ -190,7 +190,7 @@ impl Datapath {
             early: Vec::new(),
             sweeper: sweep::Sweeper::default(),
             holding: hold::Holding::default(),
-            ahead: ahead::Ahead::default(),
+            settler: settle::Settler::default(),
         };
         datapath.open_formers(&former);
         datapath.take_over()?;

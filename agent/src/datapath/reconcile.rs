@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use sekisho_core::layout::{self, CGROUP_ENDPOINT, EndpointState, EndpointSwept, endpoint_flags};
 
-use super::attach::Backend;
 use super::cgroup::{self, PodCgroup};
 use super::discover::{Place, Surroundings};
 use super::endpoint::{Attach, ChangeKind, Coverage, EndpointChange, EndpointInfo, boundary};
@@ -68,13 +67,11 @@ impl Datapath {
         }
         self.find_cgroups(pods);
         self.note_sources(pods);
-        let ends = self.find_places(pods, &mut changes).unwrap_or_else(|error| {
+        if let Err(error) = self.find_places(pods, &mut changes) {
             tracing::warn!(%error, "the node's interfaces cannot be listed");
-            Vec::new()
-        });
+        }
         self.attach_ready();
         self.follow_hold();
-        self.attach_ahead(&ends);
         self.drop_strangers(pods);
         changes
     }
@@ -188,8 +185,7 @@ impl Datapath {
         }
     }
 
-    /// Returns the interfaces that lead into namespaces.
-    fn find_places(&mut self, pods: &[Arc<Pod>], changes: &mut Vec<EndpointChange>) -> io::Result<Vec<u32>> {
+    fn find_places(&mut self, pods: &[Arc<Pod>], changes: &mut Vec<EndpointChange>) -> io::Result<()> {
         let mut found = Vec::new();
         let mut surroundings = Surroundings::new(&mut self.netlink)?;
         for pod in pods {
@@ -203,11 +199,11 @@ impl Datapath {
                 Settled::Lost => found.push((pod, surroundings.find(pod, endpoint.cgroup.as_ref()))),
             }
         }
-        let ends = surroundings.ends();
+        self.settler.look(surroundings.ends());
         for (pod, place) in found {
             self.move_to(pod, place, changes);
         }
-        Ok(ends)
+        Ok(())
     }
 
     /// Gives an endpoint its place, after taking it from another one.
@@ -338,13 +334,13 @@ impl Datapath {
             self.endpoints.insert(uid, endpoint);
         }
         self.end_crossing(crossings);
+        self.end_settling();
     }
 
     /// Attaches one endpoint; says how.
     pub(super) fn attach(&mut self, endpoint: &Endpoint) -> io::Result<Attach> {
         if let Some(ifindex) = endpoint.ifindex() {
-            self.attacher.interface(&mut self.netlink, &self.maps, &self.programs, ifindex)?;
-            return Ok(if self.attacher.backend == Backend::Tcx { Attach::Tcx } else { Attach::Clsact });
+            return self.attach_interface(ifindex);
         }
         let cgroup = endpoint.cgroup.as_ref().ok_or_else(|| io::Error::other("its control group is gone"))?;
         self.maps.cgroups.put(&cgroup.id, &endpoint.info.number)?;

@@ -8,8 +8,8 @@ use serde_json::json;
 
 /// How often it tries.
 const EVERY: Duration = Duration::from_millis(1);
-/// Longer than two retransmissions of a lost SYN.
-const LONGEST: Duration = Duration::from_secs(4);
+/// A connection that was held for some seconds is tried again after as long a time.
+const LONGEST: Duration = Duration::from_secs(8);
 
 /// Sends datagrams until one is answered, and connects at the same time; tells how long either took. A connection is given
 /// up with the datagrams where these are never answered.

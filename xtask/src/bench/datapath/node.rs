@@ -36,6 +36,7 @@ pub(super) fn prepare(policies: u32) -> Result<Programs> {
         insert_rate: 100_000_000,
         insert_burst: 10_000_000,
         spoof_enforce: 1,
+        ..Config::ZERO
     };
     programs.put("CONFIG", &0u32, &config)?;
     let own = policies / 2;
