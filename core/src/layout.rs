@@ -175,7 +175,7 @@ boundary! {
         pub mac: [u8; 6],
         /// SYN to SYN-ACK in microseconds; 0 = not measured.
         pub rtt_us: u32,
-        /// Epoch for which one CPU has claimed the change of verdict.
+        /// Epoch for which one CPU has claimed the change of verdict; all ones where one takes the flow out.
         pub claim: u32,
         /// Zero.
         pub pad: u32,

@@ -11,7 +11,7 @@ use sekisho_core::parse::protocol;
 use sekisho_core::tcp;
 
 use crate::emit::{self, count, stateless};
-use crate::kernel::{swap_if, zero};
+use crate::kernel::zero;
 use crate::open::{KEPT, flags, lent, owns};
 use crate::promote::{entered, left};
 use crate::scratch::{self, Scratch};
@@ -46,8 +46,7 @@ pub(crate) extern "C" fn packet(slot: u32, entry: *mut Flow) -> u32 {
         return KEPT;
     }
     let flags = flags(scratch) | (entry.flags & (flow_flags::UNREACHABLE | flow_flags::ADOPTED));
-    let claim = entry.claim;
-    if claim == scratch.epoch || !swap_if(&mut entry.raw().claim, claim, scratch.epoch) {
+    if !entry.claims(scratch.epoch) {
         entry.count(entry.side(scratch.direction), scratch.segments, scratch.bytes, scratch.packet.tcp_flags, scratch.jiffies);
         return fate(scratch);
     }

@@ -12,7 +12,7 @@ use crate::emit::{self, count};
 use crate::maps::CLOSING;
 use crate::promote::left;
 use crate::scratch::{self, Scratch};
-use crate::tables::{self, table};
+use crate::tables::{self, OVER, table};
 
 /// Burials per close.
 const BURIALS: u32 = 2;
@@ -82,8 +82,7 @@ fn remove(scratch: &mut Scratch, item: &Closing) {
     if entry.start_ns != item.start_ns || !tcp::closed(entry.state) {
         return;
     }
-    emit::end(scratch, entry, item.end_reason);
-    if tables::remove(scratch, place) == 0 {
+    if !entry.claims(OVER) || emit::take_out(scratch.slot, tables::pointer(Some(entry)), place.into(), item.end_reason.into()) == 0 {
         return;
     }
     count(counters::REAPED);

@@ -4,6 +4,7 @@ use core::ptr::NonNull;
 
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
+use aya_ebpf::maps::ring_buf::RingBufEntry;
 use sekisho_core::counters;
 use sekisho_core::layout::{Closing, Contact, EGRESS, Flow, FlowEvent, contact, endpoint_flags, event};
 
@@ -32,15 +33,19 @@ pub(crate) fn clock(scratch: &mut Scratch) -> u64 {
     scratch.now
 }
 
-/// Writes an event about `flow`; 1 = it is in the ring.
+/// Room for an event in this CPU's ring.
 #[inline(always)]
-fn send(scratch: &mut Scratch, flow: *const Flow, kind: u8, end_reason: u8) -> u32 {
-    let time_ns = clock(scratch);
+fn room() -> Option<RingBufEntry<FlowEvent>> {
     // SAFETY: a helper without arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    let Some(ring) = EVENTS.get(cpu) else { return 0 };
-    let Some(mut slot) = ring.reserve(0) else { return 0 };
-    let record: *mut FlowEvent = slot.as_mut_ptr();
+    EVENTS.get(cpu)?.reserve(0)
+}
+
+/// Writes an event about `flow` into its room.
+#[inline(always)]
+fn fill(room: &mut RingBufEntry<FlowEvent>, scratch: &mut Scratch, flow: *const Flow, kind: u8, end_reason: u8) {
+    let time_ns = clock(scratch);
+    let record: *mut FlowEvent = room.as_mut_ptr();
     // SAFETY: the ring reserved room for one record, aligned to 8; `flow` is map memory.
     unsafe {
         core::ptr::copy_nonoverlapping(core::ptr::from_ref(&scratch.key6).cast::<[u32; 7]>(), (&raw mut (*record).key).cast(), 1);
@@ -51,7 +56,14 @@ fn send(scratch: &mut Scratch, flow: *const Flow, kind: u8, end_reason: u8) -> u
         (*record).time_ns = time_ns;
         core::ptr::copy_nonoverlapping(flow.cast::<tables::FlowWords>(), (&raw mut (*record).flow).cast(), 1);
     }
-    slot.submit(u64::from(BPF_RB_NO_WAKEUP));
+}
+
+/// Writes an event about `flow`; 1 = it is in the ring.
+#[inline(always)]
+fn send(scratch: &mut Scratch, flow: *const Flow, kind: u8, end_reason: u8) -> u32 {
+    let Some(mut room) = room() else { return 0 };
+    fill(&mut room, scratch, flow, kind, end_reason);
+    room.submit(u64::from(BPF_RB_NO_WAKEUP));
     1
 }
 
@@ -91,6 +103,31 @@ pub(crate) fn stateless(cause: u32) {
 pub(crate) fn end(scratch: &mut Scratch, entry: Entry, reason: u8) {
     let sent = tell(scratch.slot, entry.0.as_ptr(), event::END.into(), reason.into());
     count(if sent != 0 { counters::END_SENT } else { counters::END_LOST });
+}
+
+/// Takes the scratch's flow, which `entry` is, out of `table`, and tells that it is over; 1 = it was there. User space
+/// may be at it at the same time: only who took it out tells of it.
+#[inline(never)]
+#[unsafe(export_name = "take_flow_out")]
+pub(crate) extern "C" fn take_out(slot: u32, entry: *mut Flow, table: u32, end_reason: u32) -> u32 {
+    let (Some(scratch), Some(entry)) = (scratch::at(slot), NonNull::new(entry)) else { return 0 };
+    let Some(mut room) = room() else {
+        let removed = tables::remove(scratch, table as u8);
+        if removed != 0 {
+            count(counters::END_LOST);
+        }
+        return removed;
+    };
+    // Written before: afterwards the memory may be another flow's.
+    fill(&mut room, scratch, entry.as_ptr(), event::END, end_reason as u8);
+    let removed = tables::remove(scratch, table as u8);
+    if removed != 0 {
+        room.submit(u64::from(BPF_RB_NO_WAKEUP));
+        count(counters::END_SENT);
+    } else {
+        room.discard(u64::from(BPF_RB_NO_WAKEUP));
+    }
+    removed
 }
 
 /// The flow in `entry` was refused by its other side: evidence.

@@ -15,7 +15,7 @@ use aya_ebpf::helpers::generated::{
 };
 use sekisho_core::counters;
 use sekisho_core::layout::{AddressEntry, EGRESS, address_flags, mode};
-use sekisho_core::parse::{Window, mapped, protocol};
+use sekisho_core::parse::{Window, discovers, link_local, mapped, protocol};
 
 use crate::budget::config;
 use crate::emit::count;
@@ -28,9 +28,6 @@ use crate::tables::ANY;
 const DEEPEST: u32 = 16;
 /// [`Hold::on`](sekisho_core::layout::Hold::on): pods are held.
 const HELD: u32 = 1;
-/// Multicast listener and neighbour discovery.
-const FIRST_ND: u8 = 130;
-const LAST_ND: u8 = 137;
 
 /// Judges a packet of a socket somewhere below the pods' group.
 #[inline(always)]
@@ -142,8 +139,9 @@ fn is_live(levels: u32, ancestor: impl Fn(i32) -> u64) -> bool {
         if levels & (1 << level) == 0 {
             continue;
         }
-        // SAFETY: only whether it is there counts.
-        if unsafe { LIVE.get(&ancestor(level as i32)) }.is_some() {
+        let id = ancestor(level as i32);
+        // SAFETY: only whether it is there counts. No group has the id 0, which stands for a level that is too deep.
+        if id != 0 && unsafe { LIVE.get(&id) }.is_some() {
             return true;
         }
     }
@@ -159,25 +157,37 @@ fn free4(window: &Direct, direction: u8) -> bool {
     if local[0] == 127 || is_node(&mapped(local)) {
         return true;
     }
-    header[9] == protocol::UDP && header[0] == 0x45 && matches!(ports(window, 20), Some((67 | 68, 67 | 68)))
+    if header[9] != protocol::UDP || header[0] != 0x45 {
+        return false;
+    }
+    match ports(window, 20) {
+        Some((68, 67)) => direction == EGRESS && [header[16], header[17], header[18], header[19]] == [255; 4],
+        Some((67, 68)) => direction != EGRESS,
+        _ => false,
+    }
 }
 
 #[inline(always)]
 fn free6(window: &Direct, direction: u8) -> bool {
     const LOOPBACK: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-    let Some(next) = window.get::<1>(6) else { return false };
+    let Some([next, hops]) = window.get::<2>(6) else { return false };
     let Some(local) = window.get::<16>(if direction == EGRESS { 8 } else { 24 }) else { return false };
     if local == LOOPBACK || is_node(&local) {
         return true;
     }
-    match next[0] {
-        protocol::ICMP6 => window.get::<1>(40).is_some_and(|[kind]| (FIRST_ND..=LAST_ND).contains(&kind)),
+    match next {
+        protocol::ICMP6 => window.get::<1>(40).is_some_and(|[kind]| discovers(kind, hops)),
         // Listener reports carry a router alert before them.
         0 => {
             window.get::<8>(40).is_some_and(|options| options[0] == protocol::ICMP6)
-                && window.get::<1>(48).is_some_and(|[kind]| kind == 143 || (FIRST_ND..=LAST_ND).contains(&kind))
+                && window.get::<1>(48).is_some_and(|[kind]| discovers(kind, hops))
         }
-        protocol::UDP => matches!(ports(window, 40), Some((546 | 547, 546 | 547))),
+        protocol::UDP => match ports(window, 40) {
+            // To the group of servers, and from a neighbour.
+            Some((546, 547)) => direction == EGRESS && window.get::<2>(24) == Some([0xff, 2]),
+            Some((547, 546)) => direction != EGRESS && window.get::<16>(8).is_some_and(|source| link_local(&source)),
+            _ => false,
+        },
         _ => false,
     }
 }

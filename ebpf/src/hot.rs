@@ -4,7 +4,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use sekisho_core::counters;
-use sekisho_core::layout::{FlowKey4, FlowKey6, verdict};
+use sekisho_core::layout::{Config, FlowKey4, FlowKey6, mode, verdict};
 use sekisho_core::parse::{self, Fast, Window, protocol};
 use sekisho_core::tcp::{self, state};
 
@@ -152,7 +152,7 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
                         Ok(fate) => return fate,
                         Err(found) => found,
                     };
-                    let Some(scratch) = H::scratch() else { return Fate::Drop };
+                    let Some(scratch) = H::scratch() else { return crowded(config) };
                     scratch.ends.local = parse::mapped(local.to_ne_bytes());
                     scratch.ends.remote = parse::mapped(remote);
                     scratch.packet.family = 4;
@@ -170,7 +170,7 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
                         Ok(fate) => return fate,
                         Err(found) => found,
                     };
-                    let Some(scratch) = H::scratch() else { return Fate::Drop };
+                    let Some(scratch) = H::scratch() else { return crowded(config) };
                     scratch.ends.local = local;
                     scratch.ends.remote = remote;
                     scratch.packet.family = 6;
@@ -180,7 +180,7 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
             }
             _ => {}
         }
-        let Some(scratch) = H::scratch() else { return Fate::Drop };
+        let Some(scratch) = H::scratch() else { return crowded(config) };
         scratch.packet.family = 0;
         scratch
     };
@@ -192,6 +192,16 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
     let fate = answer(slow::packet(skb.0, slot, tables::pointer(found.entry)));
     H::release(slot);
     if fate == 0 { Fate::Pass } else { Fate::Drop }
+}
+
+/// More control group programs cut into one another on this CPU than there is memory for.
+#[inline(always)]
+fn crowded(config: &Config) -> Fate {
+    if config.mode != mode::ENFORCE {
+        return Fate::Pass;
+    }
+    count(counters::DROPPED);
+    Fate::Drop
 }
 
 impl Hit {

@@ -18,14 +18,13 @@ use crate::kernel::{Direct, Skb, add, zero};
 use crate::promote::left;
 use crate::scratch::{self, Scratch, task};
 use crate::slow::{DROP, PASS, is_tcp, one_way};
-use crate::tables::{self, ANY, Entry, Maps, NOEXIST, table};
+use crate::tables::{self, EEXIST, Entry, Maps, NOEXIST, OVER, table};
 use crate::{change, close, own_node};
 
 /// The packet's fate is up to the flow that is now in its table.
 pub(crate) const KEPT: u32 = 2;
 /// The endpoint is ours.
 const ADMITTED: u32 = 3;
-const EEXIST: i32 = -17;
 
 /// Judges the packet and does the scratch's task; `found` is the entry under its key.
 #[inline(never)]
@@ -69,7 +68,6 @@ fn lone_reset(scratch: &Scratch) -> u32 {
 /// Puts the scratch's flow where the task wants it.
 #[inline(always)]
 fn keep(scratch: &mut Scratch, found: Option<Entry>) -> u32 {
-    let mut flags = NOEXIST;
     if let Some(entry) = found {
         if scratch.task == task::UNKEPT || !yields(scratch, entry) {
             evidence(scratch);
@@ -79,7 +77,6 @@ fn keep(scratch: &mut Scratch, found: Option<Entry>) -> u32 {
         if scratch.task == task::NONE {
             return dispose(scratch);
         }
-        flags = ANY;
     }
     evidence(scratch);
     if !budget::insert(scratch.index) {
@@ -89,10 +86,10 @@ fn keep(scratch: &mut Scratch, found: Option<Entry>) -> u32 {
     if let Some(entry) = found {
         clear_away(scratch, entry);
     }
-    match tables::write(scratch, table::EMBRYONIC, flags) {
+    match tables::write(scratch, table::EMBRYONIC, NOEXIST) {
         0 => emit::start(scratch),
         EEXIST => {
-            // Another CPU opened the same flow first: its verdict holds for this packet too.
+            // Another CPU opened the same flow first: the packet is of that one.
             scratch.table = table::EMBRYONIC;
             return KEPT;
         }
@@ -125,9 +122,8 @@ fn clear_away(scratch: &mut Scratch, entry: Entry) {
     } else {
         end_reason::REPLACED
     };
-    emit::end(scratch, entry, cause);
     let place = scratch.table;
-    if place != table::EMBRYONIC && tables::remove(scratch, place) != 0 {
+    if entry.claims(OVER) && emit::take_out(scratch.slot, tables::pointer(Some(entry)), place.into(), cause.into()) != 0 {
         left(scratch.index, place);
     }
 }

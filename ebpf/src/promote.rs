@@ -10,7 +10,7 @@ use crate::emit::count;
 use crate::kernel::add;
 use crate::maps::ENDPOINT_SWEPT;
 use crate::scratch::{self, Scratch};
-use crate::tables::{self, Entry, NOEXIST, table};
+use crate::tables::{self, EEXIST, Entry, NOEXIST, table};
 
 /// Moves the scratch's flow to `target`. Where that fails it stays evictable, and is counted.
 #[inline(never)]
@@ -26,7 +26,12 @@ pub(crate) extern "C" fn promote(slot: u32, entry: *mut Flow, target: u32) -> u3
         return 0;
     }
     entry.copy_to(&mut scratch.flow);
+    scratch.flow.claim = 0;
     let failure = tables::write(scratch, target, NOEXIST);
+    // Another CPU, with a packet of the same flow, was faster.
+    if failure == EEXIST {
+        return 0;
+    }
     if failure != 0 {
         diagnose!("endpoint {}: a flow cannot be promoted to table {}: error {}", scratch.endpoint, target, failure);
         count(counters::PROMOTE_FAILED);

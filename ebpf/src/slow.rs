@@ -62,7 +62,7 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
 extern "C" fn odd(ctx: *mut __sk_buff, slot: u32) -> u32 {
     let Some(scratch) = scratch::at(slot) else { return PASS };
     let kind = read::packet(ctx, slot);
-    if kind == Kind::Exempt as u32 {
+    if kind == Kind::Exempt as u32 && !(scratch.direction == EGRESS && parse::gives_addresses(&scratch.packet)) {
         count(counters::EXEMPT);
         return PASS;
     }
@@ -175,6 +175,7 @@ fn flow(ctx: *mut __sk_buff, slot: u32, mut found: Option<Entry>) -> u32 {
         found = moved(scratch);
     }
     scratch.task = triage(scratch, found);
+    let mut refused = false;
     if scratch.task != task::NONE {
         let fate = open::packet(ctx, slot, tables::pointer(found));
         if fate != open::KEPT {
@@ -182,17 +183,22 @@ fn flow(ctx: *mut __sk_buff, slot: u32, mut found: Option<Entry>) -> u32 {
         }
         let place = scratch.table;
         found = tables::find(scratch, place);
+        // What stands there may be another CPU's packet's, of which more is allowed than of this one; or nothing any more.
+        refused = scratch.verdict == verdict::DENIED;
     }
-    let Some(entry) = found else { return PASS };
-    let side = entry.side(scratch.direction);
-    if scratch.counted == 0 {
-        entry.count(side, scratch.segments, scratch.bytes, scratch.packet.tcp_flags, scratch.jiffies);
+    if let Some(entry) = found {
+        if scratch.counted == 0 {
+            entry.count(entry.side(scratch.direction), scratch.segments, scratch.bytes, scratch.packet.tcp_flags, scratch.jiffies);
+        }
+        refused |= entry.verdict == verdict::DENIED;
     }
-    if entry.verdict == verdict::DENIED {
+    if refused {
         count(counters::DROPPED);
         return DROP;
     }
-    advance(scratch, entry, side == 1)
+    let Some(entry) = found else { return PASS };
+    let reply = entry.side(scratch.direction) == 1;
+    advance(scratch, entry, reply)
 }
 
 /// Whether the entry settles the packet's fate.

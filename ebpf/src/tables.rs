@@ -8,7 +8,7 @@ use sekisho_core::layout::{
 };
 use sekisho_core::verdict::Tables;
 
-use crate::kernel::add;
+use crate::kernel::{add, swap_if};
 use crate::maps::{
     ADDRESSES, ANSWERED4, ANSWERED6, CIDRS, EMBRYONIC4, EMBRYONIC6, ENDPOINT_STATES, ENDPOINTS, ESTABLISHED4, ESTABLISHED6, PORTS, RULES,
     VIPS,
@@ -27,6 +27,8 @@ pub(crate) mod table {
 
 /// Update flag: only if the key is not there.
 pub(crate) const NOEXIST: u64 = 1;
+/// What such an update answers where it is.
+pub(crate) const EEXIST: i32 = -17;
 /// Update flag: whether or not it is there.
 pub(crate) const ANY: u64 = 0;
 
@@ -91,6 +93,9 @@ macro_rules! family {
 family!(V4, FlowKey4, EMBRYONIC4, ESTABLISHED4, ANSWERED4);
 family!(V6, FlowKey6, EMBRYONIC6, ESTABLISHED6, ANSWERED6);
 
+/// In [`Flow::claim`]: some CPU is taking the flow out. No epoch gets that far.
+pub(crate) const OVER: u32 = u32::MAX;
+
 /// A flow as words, for copying.
 pub(crate) type FlowWords = [u64; size_of::<Flow>() / 8];
 
@@ -116,6 +121,14 @@ impl Entry {
     pub(crate) fn raw(&self) -> &mut Flow {
         // SAFETY: as for `deref`.
         unsafe { &mut *self.0.as_ptr() }
+    }
+
+    /// Whether this CPU is the one that may end the flow, because of a new epoch or for good ([`OVER`]). What another CPU does
+    /// already is left to it.
+    #[inline(always)]
+    pub(crate) fn claims(&self, why: u32) -> bool {
+        let before = self.claim;
+        before != why && before != OVER && swap_if(&mut self.raw().claim, before, why)
     }
 
     /// 0 if a packet in `direction` is a forward one, 1 if it is a reply.

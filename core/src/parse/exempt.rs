@@ -7,17 +7,30 @@ use crate::layout::Address;
 #[inline(always)]
 pub(super) fn exempt(packet: &Packet) -> bool {
     match (packet.family, packet.protocol) {
-        (6, protocol::ICMP6) => match packet.icmp[0] {
-            // Never forwarded: RFC 4861 wants 255 hops left, RFC 2710 and 3810 want 1.
-            133..=137 => packet.hops == 255,
-            130..=132 | 143 => packet.hops == 1,
-            _ => false,
-        },
+        (6, protocol::ICMP6) => discovers(packet.icmp[0], packet.hops),
         (4, protocol::IGMP) => packet.hops == 1 && packet.destination[12] >> 4 == 14,
         (4, protocol::UDP) => dhcp4(packet),
         (6, protocol::UDP) => dhcp6(packet),
         _ => false,
     }
+}
+
+/// Whether an ICMPv6 message of a type is neighbour discovery or about membership, which is never forwarded: RFC 4861 wants 255
+/// hops left, RFC 2710 and 3810 want 1.
+#[inline(always)]
+pub const fn discovers(kind: u8, hops: u8) -> bool {
+    match kind {
+        133..=137 => hops == 255,
+        130..=132 | 143 => hops == 1,
+        _ => false,
+    }
+}
+
+/// Whether an exempt packet is what a DHCP server says. To a pod that is let pass; from one it is judged, or whoever may bind
+/// port 67 could reach port 68 anywhere.
+#[inline(always)]
+pub const fn gives_addresses(packet: &Packet) -> bool {
+    packet.family == 4 && packet.protocol == protocol::UDP && packet.source_port == 67
 }
 
 /// A client that has no address or asks everybody, and the server's answer.

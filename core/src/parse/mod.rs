@@ -15,7 +15,7 @@ mod exempt;
 mod transport;
 
 pub use chain::walk;
-pub use exempt::link_local;
+pub use exempt::{discovers, gives_addresses, link_local};
 pub use transport::{identify, read as transport};
 
 #[cfg(test)]

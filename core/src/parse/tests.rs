@@ -153,3 +153,15 @@ fn tags_are_passed_over_twice() {
     }
     assert_eq!(read(&tagged(3)).0, Kind::Unsupported);
 }
+
+#[test]
+fn only_what_dhcp_needs_is_exempt() {
+    let datagram = |from: u8, to: u8| read_ip(&ip4(&[], 0, 17, &[0, from, 0, to, 0, 8, 0, 0]));
+    assert_eq!(datagram(68, 67).0, Kind::Flow, "a client asks everybody");
+    let (kind, answer) = datagram(67, 68);
+    assert!(kind == Kind::Exempt && super::gives_addresses(&answer));
+    let mut question = ip4(&[], 0, 17, &[0, 68, 0, 67, 0, 8, 0, 0]);
+    question[16..20].fill(255);
+    let (kind, question) = read_ip(&question);
+    assert!(kind == Kind::Exempt && !super::gives_addresses(&question));
+}

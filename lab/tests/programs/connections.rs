@@ -1,6 +1,7 @@
 //! Ordinary connections and datagrams.
 
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sekisho_core::counters as c;
 use sekisho_core::layout::{Endpoint, end_reason, endpoint_flags, event, reason, verdict};
@@ -234,4 +235,41 @@ fn a_flow_that_is_being_promoted_is_found() {
     });
     let starts = node.told().iter().filter(|event| event.kind == event::START).count();
     assert_eq!((starts, node.count(c::CREATED)), (FLOWS.into(), FLOWS.into()));
+}
+
+/// Two processors meet the same SYN on a closed connection: its end is told once, and one new connection begins.
+#[test]
+fn a_connection_is_replaced_once_by_whoever_comes_first() {
+    const FLOWS: u16 = 1_000;
+    let mut node = node::start(endpoint_flags::ISOLATED_EGRESS);
+    node.put("CONFIG", &0u32, &sekisho_core::layout::Config { linger: 1 << 20, ..node::config(1) }).expect("writes");
+    node.put("ENDPOINTS", &1u32, &Endpoint { established_cap: 10_000, ..node::endpoint(endpoint_flags::ISOLATED_EGRESS) }).expect("writes");
+    for port in 1..=FLOWS {
+        close(&node, false, port, true);
+    }
+    node.told();
+    let created = node.count(c::CREATED);
+    let programs: &sekisho_lab::programs::Programs = &node;
+    // A barrier would let them go too far apart.
+    let come = AtomicUsize::new(0);
+    let again = || {
+        for port in 1..=FLOWS {
+            let frame = frames::tcp(true, port, 80, SYN);
+            come.fetch_add(1, Ordering::SeqCst);
+            while come.load(Ordering::SeqCst) < 2 * usize::from(port) {
+                std::hint::spin_loop();
+            }
+            assert_eq!(node::egress(programs, &frame), node::PASS);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(again);
+        again();
+    });
+    let told = |kind| move |event: &&sekisho_core::layout::FlowEvent| event.kind == kind;
+    let events = node.told();
+    let (ends, starts) = (events.iter().filter(told(event::END)).count(), events.iter().filter(told(event::START)).count());
+    assert_eq!((ends, starts, node.count(c::CREATED) - created), (FLOWS.into(), FLOWS.into(), FLOWS.into()));
+    let packets: u64 = (1..=FLOWS).map(|port| node::flow(&node, "EMBRYONIC4", port, 80, 6).expect("is there").packets[0]).sum();
+    assert_eq!(packets, 2 * u64::from(FLOWS), "both SYNs are of the new connection");
 }

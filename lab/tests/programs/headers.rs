@@ -179,4 +179,8 @@ fn exempt_traffic_passes() {
     // From farther away it is no neighbour.
     let far = hops(solicitation, true, 64);
     assert_eq!(node::egress(&node, &far), DROP);
+    // A DHCP server's answer reaches the pod; a pod is no DHCP server.
+    assert_eq!(node::ingress(&node, &frames::udp(false, 68, 67)), PASS);
+    assert_eq!(node.count(c::EXEMPT), 4);
+    assert_eq!(node::egress(&node, &frames::udp(true, 67, 68)), DROP);
 }
