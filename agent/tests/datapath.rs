@@ -336,9 +336,36 @@ fn open_tables(lab: &Lab, pods: &[Arc<Manifest>]) -> Tables {
     tables
 }
 
+/// In what lab a test is to run that another one starts.
+const NAME_OF_LAB: &str = "SEKISHO_TEST_LAB";
+
+/// A container has a cgroup namespace of its own, from which the node's groups are seen as above the root.
+#[test]
+fn pods_are_held_by_an_agent_in_a_container() -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4)).context("cgroup v2")?;
+    let container = Path::new(mount).join(format!("sekisho-dp-container-{}/deeper", std::process::id()));
+    std::fs::create_dir_all(&container)?;
+    let enter = "echo $$ > \"$0/cgroup.procs\" && exec unshare --cgroup \"$@\"";
+    let test = "pods_are_held_until_their_policy_is_in_force_with_and_without_an_agent";
+    let output = Command::new("sh")
+        .args(["-c", enter])
+        .arg(&container)
+        .arg(std::env::current_exe()?)
+        .args(["--exact", test])
+        .env(NAME_OF_LAB, "dp-hold-ns")
+        .output();
+    for group in [Some(container.as_path()), container.parent()].into_iter().flatten() {
+        std::fs::remove_dir(group)?;
+    }
+    let output = output.context("unshare (util-linux) does not start")?;
+    ensure!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 #[test]
 fn pods_are_held_until_their_policy_is_in_force_with_and_without_an_agent() -> Result<()> {
-    let lab = Lab::new("dp-hold")?;
+    let lab = Lab::new(&std::env::var(NAME_OF_LAB).unwrap_or_else(|_| "dp-hold".into()))?;
     let server = lab.pod(PodSpec::new("shop", "server"))?;
     let (v4, v6) = (server.v4(), server.v6());
     let _served = [server.serve("tcp", 80)?, server.serve("udp", 53)?];
@@ -381,6 +408,15 @@ fn pods_are_held_until_their_policy_is_in_force_with_and_without_an_agent() -> R
 
     let unknown = lab.pod(PodSpec::new("shop", "unknown"))?;
     ensure!(reaches(&unknown)? == [false; 3], "still holding");
+    for link in files(&lab.pin_dir()).into_iter().filter(|path| path.contains("/hold-")) {
+        std::fs::remove_file(&link)?;
+    }
+    lab.node().netns().within(|| {
+        datapath.check();
+        datapath.check();
+        Ok(())
+    })?;
+    ensure!(reaches(&unknown)? == [false; 3], "holding again");
     lab.node().netns().within(|| {
         datapath.set_mode(sekisho_core::layout::mode::AUDIT)?;
         Ok(())
@@ -394,4 +430,127 @@ fn pods_are_held_until_their_policy_is_in_force_with_and_without_an_agent() -> R
     ensure!(reaches(&unknown)? == [true; 3], "posture open");
     ensure!(datapath.counters()[sekisho_core::counters::UNJUDGED as usize] > 0, "what passes unjudged is counted");
     Ok(())
+}
+
+/// A pod of this node that does not start.
+fn never_starting(like: &Pod) -> Arc<Manifest> {
+    let uid = "11111111-2222-3333-4444-555555555555".into();
+    Arc::new(Manifest { uid, name: "waiting".into(), ips: Vec::new(), ..(*manifest(like, false)).clone() })
+}
+
+#[test]
+fn a_half_made_layout_is_in_nobodys_way() -> Result<()> {
+    let lab = Lab::new("dp-half")?;
+    let pod = lab.pod(PodSpec::new("shop", "one"))?;
+    let pods = [manifest(&pod, false)];
+    lab.node().netns().within(|| {
+        drop(Datapath::open(&options(&lab, TcBackend::Auto))?);
+        let lost = ["CONFIG", "FRAGMENTS", "EMBRYONIC", "COUNTERS", "TYPES"];
+        for path in files(&lab.pin_dir()).iter().filter(|path| lost.iter().any(|name| path.contains(name))) {
+            std::fs::remove_file(path)?;
+        }
+        let other = Options { memory_budget: 48 << 20, ..options(&lab, TcBackend::Auto) };
+        let mut datapath = Datapath::open(&other)?;
+        ensure!(!datapath.adopted(), "there was nobody");
+        datapath.set_mode(sekisho_core::layout::mode::AUDIT)?;
+        let epoch = datapath::set_mode_on_pins(&lab.pin_dir(), sekisho_core::layout::mode::OBSERVE)?;
+        ensure!(datapath.notice_mode()? == Some(epoch), "the kill switch works");
+        datapath.reconcile(&pods);
+        datapath.apply(&tables(&pods))?;
+        ensure!(datapath.check().is_empty(), "all is well");
+        ensure!(std::fs::read_dir(lab.pin_dir())?.count() == 1, "it is gone: {:#?}", files(&lab.pin_dir()));
+        datapath.leave(true)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_layout_is_taken_over_without_the_maps_that_it_lacks_while_a_pod_waits() -> Result<()> {
+    let lab = Lab::new("dp-lacks")?;
+    let pod = lab.pod(PodSpec::new("shop", "one"))?;
+    let pods = [manifest(&pod, false), never_starting(&pod)];
+    let interface = pod.interface().context("veth")?.to_owned();
+    lab.node().netns().within(|| {
+        let mut first = Datapath::open(&options(&lab, TcBackend::Auto))?;
+        first.reconcile(&pods);
+        first.apply(&tables(&pods))?;
+        first.journal()?.put(1, b"kept");
+        let before = tcx(&interface)?;
+        drop(first);
+        // As an older version's, which had no such maps.
+        let lacking = ["LIVE", "CONTACTS", "CLOSING", "COUNTERS"];
+        for path in files(&lab.pin_dir()).iter().filter(|path| lacking.iter().any(|name| path.ends_with(name))) {
+            std::fs::remove_file(path)?;
+        }
+        let mut next = Datapath::open(&Options { memory_budget: 48 << 20, ..options(&lab, TcBackend::Auto) })?;
+        ensure!(next.adopted() && tcx(&interface)? == before, "the old programs judge until the new maps have the policy");
+        ensure!(next.journal()?.load().len() == 1, "what is there is taken over");
+        ensure!(next.check().is_empty() && std::fs::read_dir(lab.pin_dir())?.count() == 2, "nothing is left to nobody");
+        next.reconcile(&pods);
+        next.apply(&tables(&pods))?;
+        ensure!(next.check().is_empty() && tcx(&interface)? != before, "all is well");
+        ensure!(std::fs::read_dir(lab.pin_dir())?.count() == 1, "a waiting pod holds nothing up: {:#?}", files(&lab.pin_dir()));
+        next.leave(true)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn groups_of_pods_that_are_gone_make_room_while_a_pod_waits() -> Result<()> {
+    let lab = Lab::new("dp-live")?;
+    let staying = lab.pod(PodSpec::new("shop", "staying"))?;
+    let going = lab.pod(PodSpec::new("shop", "going"))?;
+    let pods = [manifest(&staying, false), never_starting(&staying), manifest(&going, false)];
+    let live = |datapath: &Datapath| datapath.maps().iter().find(|map| map.name == "LIVE").map(|map| map.entries);
+    lab.node().netns().within(|| {
+        let mut datapath = Datapath::open(&options(&lab, TcBackend::Auto))?;
+        datapath.reconcile(&pods);
+        datapath.apply(&tables(&pods))?;
+        datapath.set_hold(true);
+        ensure!(live(&datapath) == Some(2), "{:?}", live(&datapath));
+        going.delete()?;
+        datapath.reconcile(&pods[..2]);
+        ensure!(live(&datapath) == Some(1), "{:?}", live(&datapath));
+        datapath.leave(true)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn an_interface_is_followed_while_it_is_set_up_and_kept_while_it_has_no_address() -> Result<()> {
+    let lab = Lab::new("dp-follow")?;
+    let pod = lab.pod(PodSpec::new("shop", "one"))?;
+    let pods = [manifest(&pod, false)];
+    let interface = pod.interface().context("veth")?.to_owned();
+    let mut datapath = lab.node().netns().within(|| {
+        let mut datapath = Datapath::open(&options(&lab, TcBackend::Auto))?;
+        datapath.reconcile(&pods);
+        datapath.apply(&tables(&pods))?;
+        Ok(datapath)
+    })?;
+    let reconcile = |datapath: &mut Datapath| lab.node().netns().within(|| Ok(datapath.reconcile(&pods)));
+    let ip = |arguments: &[&str]| -> Result<()> {
+        let done = pod.run("ip", arguments)?;
+        ensure!(done.success(), "{done:?}");
+        Ok(())
+    };
+
+    // A plugin that is called after the one which gave the address.
+    ip(&["link", "set", "eth0", "address", "02:00:00:00:be:ef"])?;
+    let changes = reconcile(&mut datapath)?;
+    ensure!(changes.len() == 1 && changes[0].kind == ChangeKind::Changed, "{changes:?}");
+    ensure!(all(&datapath)[0].mac == Some([2, 0, 0, 0, 0xbe, 0xef]), "{:#?}", all(&datapath));
+    let epoch = datapath.epoch();
+    let applied = lab.node().netns().within(|| Ok(datapath.apply(&tables(&pods))?))?;
+    ensure!(applied.epoch != epoch, "what was judged by the former MAC is judged again");
+    ensure!(reconcile(&mut datapath)?.is_empty(), "and that is all");
+
+    // Addresses go for a moment: its programs stay.
+    ip(&["address", "flush", "dev", "eth0", "scope", "global"])?;
+    ensure!(reconcile(&mut datapath)?.is_empty() && all(&datapath)[0].ready, "{:#?}", all(&datapath));
+    lab.node().netns().within(|| {
+        ensure!(tcx(&interface)?.iter().all(|ids| ids.len() == 1), "still attached");
+        datapath.leave(true)?;
+        Ok(())
+    })
 }

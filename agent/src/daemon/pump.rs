@@ -36,7 +36,7 @@ const SWEEP_RAREST: Duration = Duration::from_secs(5);
 const CHECK: Duration = Duration::from_secs(2);
 /// How often one of the pods that came in a hurry settles.
 const SETTLE: Duration = Duration::from_millis(500);
-/// How often pods are looked for without being woken, while some are missing and otherwise.
+/// How often pods are looked for without being woken, when some are missing first and otherwise.
 const LOOK_MISSING: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_secs(5);
 /// How often the run's progress is written down for the next run.
@@ -197,15 +197,21 @@ impl Pump {
     pub(super) fn run(mut self) -> Result<(), Failure> {
         let mut timers = Timers::new(self.args.ledger_interval);
         loop {
-            match self.commands.recv_timeout(BEAT) {
-                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Ok(Command::Look) => self.woken = true,
-                Ok(command) => self.answer(command),
-                Err(RecvTimeoutError::Timeout) => {}
+            // All that have come by now: one beat is enough for many looks.
+            let mut next = self.commands.recv_timeout(BEAT);
+            while let Ok(command) = next {
+                match command {
+                    Command::Stop => return self.end(),
+                    Command::Look => self.woken = true,
+                    command => self.answer(command),
+                }
+                next = self.commands.recv_timeout(Duration::ZERO);
+            }
+            if matches!(next, Err(RecvTimeoutError::Disconnected)) {
+                return self.end();
             }
             self.beat(&mut timers);
         }
-        self.end()
     }
 
     fn beat(&mut self, timers: &mut Timers) {
@@ -261,7 +267,7 @@ impl Pump {
 
     fn look_for_changes(&mut self, timers: &mut Timers, instant: Instant) {
         let next = Some(self.source.current()).filter(|s| s.generation != self.snapshot.generation && self.may_take(s, instant));
-        let woken = std::mem::take(&mut self.woken);
+        let news = std::mem::take(&mut self.woken) || next.is_some();
         if let Some(next) = next {
             self.snapshot = next;
             self.take_snapshot();
@@ -269,13 +275,15 @@ impl Pump {
             self.rest_from(Instant::now(), cost);
         } else if !self.synced {
             return;
-        } else if woken || timers.look.rings(instant) {
+        } else if news || timers.look.rings(instant) {
             self.look_for_pods();
         } else {
             return;
         }
         let missing = self.datapath.endpoints().any(|e| !e.ready);
-        timers.look = Timer::every(if missing { LOOK_MISSING } else { LOOK });
+        // One that never starts is looked for less and less: the lookout wakes when there is something new.
+        let again = if news { LOOK_MISSING } else { (timers.look.period * 2).min(LOOK) };
+        timers.look = Timer::every(if missing { again } else { LOOK });
     }
 
     /// Reads the rings into records.

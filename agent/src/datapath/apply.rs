@@ -112,16 +112,24 @@ impl Datapath {
         }
         self.tables = next.clone();
         self.applied_once = true;
-        let pointed = self.point_endpoints()?;
-        remove("RULES", &self.maps.rules, &bridge.iter().map(|(key, _)| *key).collect::<Vec<_>>())?;
-        remove("ADDRESSES", &self.maps.addresses, &address.remove)?;
-        remove("CIDRS", &self.maps.cidrs, &cidr.remove)?;
-        remove("VIPS", &self.maps.vips, &vip.remove)?;
-        remove("RULES", &self.maps.rules, &rule.remove)?;
-        remove("PORTS", &self.maps.ports, &port.remove)?;
+        let pointed = self.point_endpoints();
+        let result = pointed.and_then(|()| {
+            remove("RULES", &self.maps.rules, &bridge.iter().map(|(key, _)| *key).collect::<Vec<_>>())?;
+            remove("ADDRESSES", &self.maps.addresses, &address.remove)?;
+            remove("CIDRS", &self.maps.cidrs, &cidr.remove)?;
+            remove("VIPS", &self.maps.vips, &vip.remove)?;
+            remove("RULES", &self.maps.rules, &rule.remove)?;
+            remove("PORTS", &self.maps.ports, &port.remove)
+        });
+        let pointed = std::mem::take(&mut self.repointed);
         if verdicts || pointed {
             self.notice_mode().map_err(|source| ApplyError::Map { map: "CONFIG", source })?;
             self.bump_epoch()?;
+        }
+        if let Err(error) = result {
+            // What was to go and is still there must be known, or it would stay for ever.
+            self.read_tables().map_err(|source| ApplyError::Map { map: "RULES", source })?;
+            return Err(error);
         }
         self.attach_ready();
         self.follow_hold();

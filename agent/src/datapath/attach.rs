@@ -210,13 +210,18 @@ impl Attacher {
         for (suffix, name, kind) in HOLD_HOOKS {
             let program = &programs[name];
             self.link(
-                &format!("hold-{}-{suffix}", root.id),
+                &hold_pin(root.id, suffix),
                 program,
                 |info| u64::from(info.ifindex) == root.id & 0xffff_ffff,
                 || bpf::link_cgroup(program.as_fd(), dir.as_fd(), kind),
             )?;
         }
         Ok(())
+    }
+
+    /// Whether all links on a group that is held are pinned.
+    pub(super) fn holds(&self, root: u64) -> bool {
+        HOLD_HOOKS.iter().all(|(suffix, ..)| self.links.join(hold_pin(root, suffix)).exists())
     }
 
     /// Takes over what former layouts hold new pods with: groups that no pod of this node has shown us yet.
@@ -346,6 +351,10 @@ fn tcx_pin(ifindex: u32, side: &Side) -> String {
 
 fn cgroup_pin(id: u64, side: &Side) -> String {
     format!("cg-{id}-{}", side.name)
+}
+
+fn hold_pin(root: u64, suffix: &str) -> String {
+    format!("hold-{root}-{suffix}")
 }
 
 /// Which program runs behind a link of this name.

@@ -4,6 +4,7 @@
 //! (`...-pod<uid with _ for ->.slice`). Static pods carry their configuration's hash in place of the UID.
 //! A cgroup's id is the inode number of its directory.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -14,14 +15,16 @@ use std::sync::Arc;
 const DEPTH: usize = 4;
 /// Directories above a pod's that are looked into.
 const TREE_DEPTH: usize = 12;
+/// Every level that the kernel programs look at.
+const ALL_LEVELS: u32 = 0xfffe;
 
 /// The mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hierarchy {
     /// Where it is mounted.
     pub(super) mount: PathBuf,
-    /// Levels between the hierarchy's root and what is mounted.
-    pub(super) above: u32,
+    /// Levels between the hierarchy's root and what is mounted; `None` where a cgroup namespace hides them.
+    pub(super) above: Option<u32>,
 }
 
 /// A pod's directory.
@@ -31,17 +34,35 @@ pub(super) struct PodCgroup {
     pub(super) path: PathBuf,
     /// Cgroup id.
     pub(super) id: u64,
-    /// Levels below the hierarchy's root.
-    pub(super) level: u32,
+    /// Levels below the hierarchy's root, where they are known.
+    pub(super) level: Option<u32>,
+}
+
+/// The bit for the groups `below` levels below one at `level`; of a level that is not known, all that it may be.
+pub(super) fn level_bits(level: Option<u32>, below: u32) -> u32 {
+    level.map_or(ALL_LEVELS, |level| 1 << (level + below).min(31))
 }
 
 impl Hierarchy {
     /// Finds the mount among this process's; the whole tree wins over a part of it.
     pub(super) fn find() -> Option<Self> {
-        Self::parse(&fs::read_to_string("/proc/self/mountinfo").ok()?)
+        /// The namespace of a process that nobody put into another one.
+        const INITIAL: &str = "cgroup:[4026531835]";
+        let (mount, below) = Self::parse(&fs::read_to_string("/proc/self/mountinfo").ok()?)?;
+        // Only the root has no type. Else what the kernel says counts from the root of our own cgroup namespace: a container has
+        // one of its own, and sees the node's tree above it.
+        let above = if !mount.join("cgroup.type").exists() {
+            Some(0)
+        } else if fs::read_link("/proc/self/ns/cgroup").is_ok_and(|namespace| namespace.as_os_str() == INITIAL) {
+            Some(below)
+        } else {
+            None
+        };
+        Some(Self { mount, above })
     }
 
-    fn parse(mountinfo: &str) -> Option<Self> {
+    /// The mount that shows most, and how far below the root of our cgroup namespace it begins.
+    fn parse(mountinfo: &str) -> Option<(PathBuf, u32)> {
         let mounts = mountinfo.lines().filter_map(|line| {
             let (fields, rest) = line.split_once(" - ")?;
             if rest.split(' ').next()? != "cgroup2" {
@@ -49,10 +70,10 @@ impl Hierarchy {
             }
             let mut fields = fields.split(' ').skip(3);
             let (root, mount) = (fields.next()?, fields.next()?);
-            let above = root.split('/').filter(|part| !part.is_empty()).count();
-            Some(Self { mount: PathBuf::from(unescape(mount)), above: u32::try_from(above).ok()? })
+            let (up, down): (Vec<&str>, Vec<&str>) = root.split('/').filter(|part| !part.is_empty()).partition(|part| *part == "..");
+            Some((Reverse(up.len()), u32::try_from(down.len()).ok()?, PathBuf::from(unescape(mount))))
         });
-        mounts.min_by_key(|hierarchy| hierarchy.above)
+        mounts.min().map(|(_, below, mount)| (mount, below))
     }
 
     /// Every directory that names a pod, by the names that pods may have: their UID, or their configuration's hash.
@@ -66,14 +87,15 @@ impl Hierarchy {
 }
 
 /// Directories of wanted pods in `dir` and below.
-fn walk(dir: &Path, level: u32, depth: usize, wanted: &HashMap<String, Arc<str>>, found: &mut HashMap<Arc<str>, PodCgroup>) {
+fn walk(dir: &Path, above: Option<u32>, depth: usize, wanted: &HashMap<String, Arc<str>>, found: &mut HashMap<Arc<str>, PodCgroup>) {
+    let level = above.map(|above| above + 1);
     for (name, path) in subdirectories(dir) {
         if let Some(uid) = pod_name(&name).and_then(|name| wanted.get(&name)) {
             if let Ok(metadata) = fs::metadata(&path) {
-                found.entry(Arc::clone(uid)).or_insert(PodCgroup { path, id: metadata.ino(), level: level + 1 });
+                found.entry(Arc::clone(uid)).or_insert(PodCgroup { path, id: metadata.ino(), level });
             }
         } else if depth > 0 {
-            walk(&path, level + 1, depth - 1, wanted, found);
+            walk(&path, level, depth - 1, wanted, found);
         }
     }
 }
@@ -179,7 +201,17 @@ mod tests {
     #[test]
     fn the_whole_hierarchy_wins_over_a_part() {
         let text = "41 31 0:38 /a/b /mnt/part rw - cgroup2 cgroup2 rw\n42 31 0:38 / /sys/fs/cgroup\\040x rw,relatime shared:3 - cgroup2 cgroup2 rw\n";
-        assert_eq!(Hierarchy::parse(text), Some(Hierarchy { mount: "/sys/fs/cgroup x".into(), above: 0 }));
+        assert_eq!(Hierarchy::parse(text), Some(("/sys/fs/cgroup x".into(), 0)));
         assert_eq!(Hierarchy::parse("1 0 0:1 / / rw - ext4 x rw\n"), None);
+        let part = "41 31 0:38 /a/b /mnt/part rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(Hierarchy::parse(part), Some(("/mnt/part".into(), 2)));
+        let container = "41 31 0:38 / /mine rw - cgroup2 c rw\n42 31 0:38 /../../.. /node rw - cgroup2 c rw\n";
+        assert_eq!(Hierarchy::parse(container), Some(("/node".into(), 0)), "the node's tree is above the container's own");
+    }
+
+    #[test]
+    fn a_level_that_is_not_known_may_be_any() {
+        assert_eq!(level_bits(Some(2), 1), 1 << 3);
+        assert_eq!(level_bits(None, 1), (1 << 16) - 2);
     }
 }

@@ -1,5 +1,6 @@
 //! Proof that what should be seen is seen: programs attached, first, ours; no direction that passes by.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Datapath;
@@ -92,25 +93,34 @@ impl Datapath {
         let former = endpoint.info.number;
         let index = self.slots.cgroup(super::sizes::ENDPOINTS).ok_or_else(|| std::io::Error::other("no slot is free"))?;
         let number = sekisho_core::layout::CGROUP_ENDPOINT | index;
-        self.maps.states.put(&index, &sekisho_core::layout::EndpointState::ZERO)?;
-        self.maps.swept.put(&index, &sekisho_core::layout::EndpointSwept::ZERO)?;
-        if let Some(entry) = endpoint.written {
-            let entry = sekisho_core::layout::Endpoint { index, ..entry };
-            self.maps.endpoints.put(&number, &entry)?;
-            endpoint.written = Some(entry);
-        }
+        let before = (endpoint.info.clone(), endpoint.written);
         endpoint.info.number = number;
         endpoint.info.index = index;
         endpoint.info.interface = None;
-        endpoint.info.attach = self.attach(endpoint)?;
+        match self.watch_at_cgroup(endpoint) {
+            Ok(attach) => endpoint.info.attach = attach,
+            Err(error) => {
+                (endpoint.info, endpoint.written) = before;
+                self.withdraw(number, endpoint.cgroup.as_ref().map(|cgroup| cgroup.id))?;
+                return Err(error);
+            }
+        }
         endpoint.info.message = Some("its interface does not see both directions; it is watched at its control group".into());
         endpoint.watched = endpoint.cgroup.as_ref().map(|cgroup| cgroup.id);
         endpoint.blind = true;
         endpoint.one_way = 0;
-        self.attacher.leave_interface(&mut self.netlink, &self.maps, former)?;
-        self.maps.endpoints.remove(&former)?;
-        self.slots.retire(former);
-        Ok(())
+        self.withdraw(former, None)
+    }
+
+    /// Clears the slot and writes the entry of an endpoint that has a new number, then attaches it.
+    fn watch_at_cgroup(&mut self, endpoint: &mut Endpoint) -> std::io::Result<Attach> {
+        let index = endpoint.info.index;
+        self.clear_slot(index)?;
+        if let Some(entry) = &mut endpoint.written {
+            entry.index = index;
+            self.maps.endpoints.put(&endpoint.info.number, entry)?;
+        }
+        self.attach(endpoint)
     }
 
     /// Removes what nobody needs any more: links of devices that are gone, and former layouts once all is attached here.
@@ -125,10 +135,20 @@ impl Datapath {
         if let Err(error) = self.attacher.sweep(&keep) {
             tracing::warn!(%error, "stale pins could not be removed");
         }
-        let settled = self.applied_once && self.endpoints.values().all(|endpoint| endpoint.info.ready);
-        if settled && self.formers.iter().any(|former| !former.done) {
+        // What does not hold any more is attached again at the next look.
+        self.holding.roots.retain(|root| self.attacher.holds(*root));
+        if self.has_settled() && self.formers.iter().any(|former| !former.done) {
             self.finish_migration();
         }
+    }
+
+    /// Whether nothing is left to former layouts: what they attached is attached here, or belongs to no pod. A pod that has not
+    /// been found holds this up only while it may be whom an unclaimed endpoint belongs to.
+    fn has_settled(&self) -> bool {
+        let claimed: HashSet<u32> = self.endpoints.values().map(|endpoint| endpoint.info.number).collect();
+        self.applied_once
+            && self.endpoints.values().all(|endpoint| endpoint.info.ready || !endpoint.found())
+            && self.slots.numbers().all(|(number, _)| claimed.contains(&number))
     }
 }
 

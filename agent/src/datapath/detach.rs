@@ -143,10 +143,14 @@ fn remove_filters(layouts: &[std::path::PathBuf], netlink: &mut Netlink) -> Resu
 
 /// Sets the mode where no agent runs: the programs obey at the next packet. Returns the new epoch.
 pub fn set_mode_on_pins(pin_dir: &Path, mode: u32) -> Result<u32, ModeError> {
-    let mut epoch = None;
+    let (mut epoch, mut failed) = (None, None);
     for layout in layouts(pin_dir) {
-        let former = Former::open(&layout, same_types(&layout));
-        epoch = epoch.max(former.set_mode(mode).map_err(|source| ModeError::Map { path: layout, source })?);
+        match Former::open(&layout, same_types(&layout)).set_mode(mode) {
+            Ok(set) => epoch = epoch.max(set),
+            // The others are to obey in any case.
+            Err(source) => failed = Some(ModeError::Map { path: layout, source }),
+        }
     }
+    failed.map_or(Ok(()), Err)?;
     epoch.ok_or_else(|| ModeError::NoPins { path: pin_dir.into() })
 }

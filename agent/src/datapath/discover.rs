@@ -143,6 +143,17 @@ impl<'a> Surroundings<'a> {
         Some(self.addresses_in(nsid).iter().filter(|held| held.ifindex == peer).map(|held| held.address).collect())
     }
 
+    /// Name of an interface.
+    pub(super) fn name(&self, ifindex: u32) -> Option<&str> {
+        self.links.iter().find(|link| link.index == ifindex).map(|link| link.name.as_str())
+    }
+
+    /// MAC of the other end of an interface.
+    pub(super) fn mac_behind(&mut self, ifindex: u32, nsid: i32) -> Option<[u8; 6]> {
+        let peer = self.links.iter().find(|link| link.index == ifindex)?.peer?;
+        self.netlink.link(peer, nsid).ok()??.mac
+    }
+
     fn interface_in(&mut self, nsid: i32, pod: &Pod, has_cgroup: bool) -> Place {
         let candidates: Vec<Link> = self.links.iter().filter(|link| link.nsid == Some(nsid) && ends_in_pod(link)).cloned().collect();
         let held = self.addresses_in(nsid).to_vec();
@@ -161,8 +172,7 @@ impl<'a> Surroundings<'a> {
         };
         let others =
             candidates.iter().filter(|other| other.index != link.index && !on(other).is_empty()).map(|other| other.name.clone()).collect();
-        let mac =
-            self.netlink.links(Some(nsid)).ok().and_then(|inside| inside.into_iter().find(|inside| Some(inside.index) == link.peer)?.mac);
+        let mac = self.mac_behind(link.index, nsid);
         Place::Interface { ifindex: link.index, name: link.name.clone(), nsid: Some(nsid), addresses: on(link), mac, others }
     }
 

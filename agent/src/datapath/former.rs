@@ -71,6 +71,8 @@ impl<K: Plain, V: Plain> Source<K, V> {
 /// See the module.
 pub(super) struct Former {
     pub(super) dir: PathBuf,
+    /// Its configuration, if it ever worked and is understood: of one that did not there is nothing to take over.
+    pub(super) config: Option<Config>,
     theirs: Shape,
     ours: Shape,
     /// Endpoints whose flows are here already.
@@ -92,7 +94,9 @@ impl Former {
         let ours = Shape::ours();
         let events = Plan::between(&theirs, &ours, "FlowEvent");
         let rings = if events.is_some() { open_rings(dir) } else { Vec::new() };
-        Self { dir: dir.into(), theirs, ours, copied: HashSet::new(), rings, events, done: false }
+        let mut former = Self { dir: dir.into(), config: None, theirs, ours, copied: HashSet::new(), rings, events, done: false };
+        former.config = former.read_config();
+        former
     }
 
     fn plan(&self, name: &str) -> io::Result<Plan> {
@@ -107,8 +111,7 @@ impl Former {
         Source::new(&self.dir.join(map), self.plan(key)?, self.plan(value)?)
     }
 
-    /// Its configuration, if it ever worked and is understood.
-    pub(super) fn config(&self) -> Option<Config> {
+    fn read_config(&self) -> Option<Config> {
         let mut found = None;
         self.source::<u32, Config>("CONFIG", "u32", "Config").ok()?.read(&mut |_, config| found = Some(config)).ok()?;
         found.filter(|config: &Config| config.hz != 0)
@@ -255,7 +258,11 @@ impl Former {
 
     /// Sets the mode that its programs obey, and has every cached verdict judged again. Returns the epoch.
     pub(super) fn set_mode(&self, mode: u32) -> io::Result<Option<u32>> {
-        let map = RawMap::new(bpf::open_pin(&self.dir.join("CONFIG"))?)?;
+        let map = match bpf::open_pin(&self.dir.join("CONFIG")) {
+            // A killed agent left it half-made, or half-removed: no programs obey it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => RawMap::new(other?)?,
+        };
         let places = (self.theirs.number("Config", "mode"), self.theirs.number("Config", "epoch"));
         let (Some((mode_at, 4)), Some((epoch_at, 4))) = places else { return Ok(None) };
         let mut config = vec![0u8; map.shape.value];
@@ -270,21 +277,26 @@ impl Former {
         map.put(&0u32.to_ne_bytes(), &config, bpf::ANY)?;
         Ok(Some(epoch))
     }
+}
 
-    /// Removes its names. What still refers to the maps keeps them.
-    pub(super) fn remove(&self) -> io::Result<()> {
-        let links = self.dir.join("links");
-        for name in pins(&links) {
-            fs::remove_file(links.join(name))?;
-        }
-        if links.exists() {
-            fs::remove_dir(&links)?;
-        }
-        for name in pins(&self.dir) {
-            fs::remove_file(self.dir.join(name))?;
-        }
-        fs::remove_dir(&self.dir)
+/// Removes a layout's names. What still refers to the maps keeps them. The configuration goes first: without it nothing is
+/// taken over from here again, should we be killed in between.
+pub(super) fn remove(dir: &Path) -> io::Result<()> {
+    let links = dir.join("links");
+    let (first, rest): (Vec<String>, Vec<String>) = pins(dir).into_iter().filter(|name| name != "links").partition(|name| name == "CONFIG");
+    for name in first {
+        fs::remove_file(dir.join(name))?;
     }
+    for name in pins(&links) {
+        fs::remove_file(links.join(name))?;
+    }
+    if links.exists() {
+        fs::remove_dir(&links)?;
+    }
+    for name in rest {
+        fs::remove_file(dir.join(name))?;
+    }
+    fs::remove_dir(dir)
 }
 
 /// The map of what the programs of former layouts counted.

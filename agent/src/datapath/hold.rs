@@ -14,7 +14,7 @@ use std::os::unix::fs::MetadataExt as _;
 use sekisho_core::layout::Hold;
 
 use super::Datapath;
-use super::cgroup::PodCgroup;
+use super::cgroup::{PodCgroup, level_bits};
 
 /// Levels below `kubepods` at which pods lie: guaranteed ones directly, the others in the group of their class.
 const POD_LEVELS: [u32; 2] = [1, 2];
@@ -29,8 +29,10 @@ pub(super) struct Holding {
     wanted: u32,
     /// Live pods' groups; `None` = not read yet.
     live: Option<BTreeSet<u64>>,
-    /// Groups that are held, by id, with their level.
-    roots: BTreeMap<u64, u32>,
+    /// Those of them that an earlier agent let go, and no pod has named yet.
+    inherited: BTreeSet<u64>,
+    /// Ids of groups that are held.
+    pub(super) roots: BTreeSet<u64>,
     written: Option<Hold>,
 }
 
@@ -66,47 +68,47 @@ impl Datapath {
                 roots.entry(root.id).or_insert(root);
             }
         }
-        let fresh: Vec<PodCgroup> = roots.into_values().filter(|root| !self.holding.roots.contains_key(&root.id)).collect();
+        let fresh: Vec<PodCgroup> = roots.into_values().filter(|root| !self.holding.roots.contains(&root.id)).collect();
         let mut levels: u32 = self.holding.written.map_or(0, |hold| hold.levels);
         for root in &fresh {
-            levels |= POD_LEVELS.iter().fold(0, |bits, below| bits | 1 << (root.level + below).min(31));
+            levels |= POD_LEVELS.iter().fold(0, |bits, below| bits | level_bits(root.level, *below));
         }
         self.write_hold(Hold { on: self.holding.wanted, levels })?;
         for root in fresh {
             self.attacher.hold(&self.programs, &root)?;
             tracing::info!(group = %root.path.display(), "new pods begin here");
-            self.holding.roots.insert(root.id, root.level);
+            self.holding.roots.insert(root.id);
         }
         Ok(())
     }
 
     /// Live pods: those whose programs are attached. They stay so until their group is gone.
     fn follow_live(&mut self) -> io::Result<()> {
-        let mut live = match self.holding.live.take() {
-            Some(live) => live,
-            None => self.maps.live.entries()?.into_iter().map(|(id, _)| id).collect(),
+        let Holding { live, inherited, .. } = &mut self.holding;
+        let live = if let Some(live) = live {
+            live
+        } else {
+            inherited.extend(self.maps.live.entries()?.into_iter().map(|(id, _)| id));
+            live.insert(inherited.clone())
         };
-        let mut all_found = true;
-        let mut present = BTreeSet::new();
-        for endpoint in self.endpoints.values() {
-            let Some(cgroup) = &endpoint.cgroup else {
-                all_found = false;
-                continue;
-            };
-            present.insert(cgroup.id);
-            if endpoint.info.ready && !live.contains(&cgroup.id) {
-                self.maps.live.put(&cgroup.id, &1)?;
-                live.insert(cgroup.id);
+        let groups = || self.endpoints.values().filter_map(|endpoint| Some((endpoint.cgroup.as_ref()?.id, endpoint.info.ready)));
+        let present: BTreeSet<u64> = groups().map(|(id, _)| id).collect();
+        inherited.retain(|id| !present.contains(id));
+        // While some pod has not been found, a group from before this agent may be its. Whose groups this agent let go is known.
+        if self.endpoints.values().all(|endpoint| endpoint.cgroup.is_some()) {
+            inherited.clear();
+        }
+        // First room is made, or a node on which pods come and go would some day let no pod go any more.
+        for gone in live.iter().filter(|id| !present.contains(id) && !inherited.contains(id)).copied().collect::<Vec<_>>() {
+            self.maps.live.remove(&gone)?;
+            live.remove(&gone);
+        }
+        for (id, _) in groups().filter(|(_, ready)| *ready) {
+            if !live.contains(&id) {
+                self.maps.live.put(&id, &1)?;
+                live.insert(id);
             }
         }
-        // While some pod has not been found, a group that nobody names may be its.
-        if all_found {
-            for gone in live.iter().filter(|id| !present.contains(id)).copied().collect::<Vec<_>>() {
-                self.maps.live.remove(&gone)?;
-                live.remove(&gone);
-            }
-        }
-        self.holding.live = Some(live);
         Ok(())
     }
 
@@ -127,5 +129,5 @@ fn root_of(pod: &PodCgroup) -> Option<PodCgroup> {
     };
     let (up, path) = (0u32..).zip(pod.path.ancestors()).skip(1).find(|(_, path)| below(path))?;
     let id = std::fs::metadata(path).ok()?.ino();
-    Some(PodCgroup { path: path.into(), id, level: pod.level.checked_sub(up)? })
+    Some(PodCgroup { path: path.into(), id, level: pod.level.and_then(|level| level.checked_sub(up)) })
 }

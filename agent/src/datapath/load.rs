@@ -184,12 +184,22 @@ fn layout_name(sizes: &Sizes) -> Result<String, OpenError> {
 /// Makes or adopts the maps and loads the programs.
 pub(super) fn load(pins: &Pins, sizes: &Sizes) -> Result<DataPlane, OpenError> {
     let dir = pins.root.join(layout_name(sizes)?);
+    let new = !dir.exists();
     fs::create_dir_all(&dir).map_err(|source| OpenError::Pins { path: dir.clone(), source })?;
-    let (programs, diagnostics) = load_programs(&dir, sizes)?;
-    make_own(&dir).map_err(|source| OpenError::Load { step: "making the maps".into(), reason: source.to_string() })?;
-    let maps = Maps::open(&dir).map_err(|source| OpenError::Load { step: "opening the maps".into(), reason: source.to_string() })?;
-    let rings = open_rings(&dir, &maps, sizes).map_err(|reason| OpenError::Load { step: "making the event rings".into(), reason })?;
-    Ok(DataPlane { dir, maps, programs, rings, diagnostics })
+    make(&dir, sizes).inspect_err(|_| {
+        // What did not fit into memory must not stay there.
+        if new && let Err(error) = former::remove(&dir) {
+            tracing::warn!(%error, path = %dir.display(), "half-made maps could not be removed");
+        }
+    })
+}
+
+fn make(dir: &Path, sizes: &Sizes) -> Result<DataPlane, OpenError> {
+    let (programs, diagnostics) = load_programs(dir, sizes)?;
+    make_own(dir).map_err(|source| OpenError::Load { step: "making the maps".into(), reason: source.to_string() })?;
+    let maps = Maps::open(dir).map_err(|source| OpenError::Load { step: "opening the maps".into(), reason: source.to_string() })?;
+    let rings = open_rings(dir, &maps, sizes).map_err(|reason| OpenError::Load { step: "making the event rings".into(), reason })?;
+    Ok(DataPlane { dir: dir.into(), maps, programs, rings, diagnostics })
 }
 
 /// Makes what no program uses: the description of our types, and what the programs of former layouts counted.

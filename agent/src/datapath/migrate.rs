@@ -15,7 +15,7 @@ use sekisho_core::counters;
 use sekisho_core::flows::Table as Kind;
 use sekisho_core::layout::{Config, EndpointState, Flow, FlowKey6, Merge};
 
-use super::former::Former;
+use super::former::{self, Former};
 use super::load::same_types;
 use super::sweep::FlowKey;
 use super::table::{Plain, Table};
@@ -54,35 +54,33 @@ impl Datapath {
     /// Opens what earlier layouts left in `dirs`.
     pub(super) fn open_formers(&mut self, dirs: &[PathBuf]) {
         self.formers = dirs.iter().map(|dir| Former::open(dir, same_types(dir))).collect();
+        // Of several, left by upgrades that were broken off, what the last one says counts.
+        self.formers.sort_by_key(|former| former.config.map(|config| config.epoch));
     }
 
     /// Takes over what stands still: configuration, names, totals. Before anything is attached here.
     pub(super) fn migrate(&mut self) -> io::Result<()> {
-        let mut adopted = false;
         for former in &self.formers {
-            // Of a directory that a killed agent left half-made there is nothing to take.
-            for (ifindex, ours) in former.owned().unwrap_or_default() {
-                self.maps.owned.put(&ifindex, &ours)?;
-            }
-            let Some(config) = former.config() else { continue };
+            put_all(&self.maps.owned, &former.owned().unwrap_or_default())?;
+            // Half-made, as a killed agent leaves it.
+            let Some(config) = former.config else { continue };
             tracing::info!(from = %former.dir.display(), "taking over from another layout");
             self.config = Config {
-                epoch: config.epoch.wrapping_add(1).max(1),
+                epoch: config.epoch.wrapping_add(1).max(self.config.epoch),
                 mode: config.mode,
                 spoof_enforce: config.spoof_enforce,
                 ..self.config
             };
-            adopted = true;
-            put_all(&self.maps.journal, &former.journal()?)?;
-            put_all(&self.maps.live, &former.live()?)?;
-            put_all(&self.maps.cgroups, &former.cgroups()?)?;
-            let slots: HashSet<u32> = former.endpoints()?.iter().map(|(_, endpoint)| endpoint.index).collect();
-            put_all(&self.maps.states, &only(former.states()?, &slots))?;
-            put_all(&self.maps.swept, &only(former.swept()?, &slots))?;
-            put_all(&self.maps.contacts, &only(former.contacts()?, &slots))?;
+            self.adopted = true;
+            put_all(&self.maps.journal, &held("journal", former.journal()))?;
+            put_all(&self.maps.live, &held("live pods", former.live()))?;
+            put_all(&self.maps.cgroups, &held("control groups", former.cgroups()))?;
+            let slots: HashSet<u32> = held("endpoints", former.endpoints()).iter().map(|(_, endpoint)| endpoint.index).collect();
+            put_all(&self.maps.states, &only(held("endpoints' states", former.states()), &slots))?;
+            put_all(&self.maps.swept, &only(held("swept flows", former.swept()), &slots))?;
+            put_all(&self.maps.contacts, &only(held("contacts", former.contacts()), &slots))?;
         }
         self.migrating = true;
-        self.adopted |= adopted;
         self.take_processes();
         Ok(())
     }
@@ -120,6 +118,7 @@ impl Datapath {
             let former = &self.formers[at];
             let waiting = |(number, cgroup): &&(u32, Option<u64>)| {
                 !former.done
+                    && former.config.is_some()
                     && !former.copied.contains(number)
                     && (on_filters.contains(number) || self.attacher.former_links(&former.dir, *number, *cgroup))
             };
@@ -250,20 +249,34 @@ impl Datapath {
         }
         self.formers[at].done = true;
         let former = &self.formers[at];
-        // Flows of pods that are gone: the next sweep tells their ends.
-        former.flows(&|number| !former.copied.contains(&number), &mut |kind, family, key, flow| {
+        if former.config.is_some() {
+            self.take_rest(former)?;
+        }
+        former::remove(&former.dir)
+    }
+
+    fn take_rest(&self, former: &Former) -> io::Result<()> {
+        // Flows of pods that are gone: the next sweep tells their ends. Of the others they are here, or have ended here meanwhile.
+        let rest = former.flows(&|number| self.slots.of(number).is_none(), &mut |kind, family, key, flow| {
             // Where there is no room, its end is not told; it is over in any case.
             let _full = self.maps.put_flow((kind, family, key), &flow, bpf::NOEXIST);
-        })?;
-        for closing in former.take_closing()? {
-            self.maps.closing.push(&closing)?;
+        });
+        if let Err(error) = rest {
+            tracing::warn!(%error, "flows of a former layout cannot be read: their ends are not told");
         }
-        let sums = former.counters()?;
+        for closing in held("closed flows", former.take_closing()) {
+            // Where there is no room, a sweep finds them.
+            let _full = self.maps.closing.push(&closing);
+        }
+        let sums = former.counters().unwrap_or_else(|error| {
+            tracing::warn!(%error, "what a former layout counted cannot be read");
+            [0; counters::COUNT as usize]
+        });
         for (slot, sum) in (0..counters::COUNT).zip(sums) {
             let before = self.maps.counted.get(&slot)?.unwrap_or(0);
             self.maps.counted.put(&slot, &before.wrapping_add(sum))?;
         }
-        former.remove()
+        Ok(())
     }
 
     /// What former layouts' programs count still.
@@ -277,6 +290,14 @@ impl Datapath {
         }
         sums
     }
+}
+
+/// What a former layout's map holds. One that is gone, or is not understood, is missed: the agent starts in any case.
+fn held<T>(what: &str, read: io::Result<Vec<T>>) -> Vec<T> {
+    read.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the {what} of a former layout cannot be read, and are missed");
+        Vec::new()
+    })
 }
 
 fn difference(name: &FlowName, copied: &Copied, now: &Flow) -> Merge {

@@ -100,6 +100,7 @@ pub struct Options {
 }
 
 /// The data path of one node. Used by one thread.
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of one another")]
 pub struct Datapath {
     /// Held for its lock.
     pins: Pins,
@@ -121,6 +122,8 @@ pub struct Datapath {
     /// The tables as the kernel holds them.
     tables: policy::Tables,
     applied_once: bool,
+    /// Entries of endpoints have changed since the last epoch: what they had judged is to be judged again.
+    repointed: bool,
     endpoints: BTreeMap<Arc<str>, Endpoint>,
     /// Slot of every endpoint number that flows may still bear.
     slots: numbers::Slots,
@@ -181,6 +184,7 @@ impl Datapath {
             migrating: false,
             tables: policy::Tables::default(),
             applied_once: false,
+            repointed: false,
             endpoints: BTreeMap::new(),
             slots: numbers::Slots::default(),
             cgroups_looked_up: None,
@@ -212,21 +216,19 @@ impl Datapath {
             self.read_slots().map_err(failed("reading the endpoint maps"))?;
         } else {
             let hz = self.measure_hz().map_err(failed("measuring the kernel's tick"))?;
-            self.config = Config {
-                epoch: 1,
-                mode: layout::mode::ENFORCE,
-                linger: hz,
-                hz,
-                event_rate: EVENT_RATE,
-                event_burst: EVENT_RATE * 2,
-                insert_rate: INSERT_RATE,
-                insert_burst: INSERT_RATE * 2,
-                spoof_enforce: self.config.spoof_enforce,
-                ..Config::ZERO
-            };
+            self.config = Config { epoch: 1, mode: layout::mode::ENFORCE, hz, spoof_enforce: self.config.spoof_enforce, ..Config::ZERO };
             self.migrate().map_err(failed("copying flows from a former layout"))?;
-            self.write_config().map_err(failed("writing the configuration map"))?;
         }
+        // This version's limits, whoever made the maps.
+        self.config = Config {
+            linger: self.config.hz,
+            event_rate: EVENT_RATE,
+            event_burst: EVENT_RATE * 2,
+            insert_rate: INSERT_RATE,
+            insert_burst: INSERT_RATE * 2,
+            ..self.config
+        };
+        self.write_config().map_err(failed("writing the configuration map"))?;
         self.adopt_slots_of_formers();
         self.attacher.adopt(&self.programs).map_err(failed("adopting links"))?;
         self.attacher.sockets(&self.programs, &self.hierarchy.mount).map_err(failed("attaching to the root of the cgroup tree"))?;

@@ -19,10 +19,17 @@ pub(super) const CREATE: u16 = 0x400;
 /// `NLM_F_EXCL`: fail where it exists.
 pub(super) const EXCLUSIVE: u16 = 0x200;
 
+/// `NLM_F_DUMP_INTR`: what is listed changed meanwhile, and something may be missing.
+const TORN: u16 = 0x10;
+/// How often a list is asked for until it comes in one piece.
+const TRIES: usize = 4;
+
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const NEW_LINK: u16 = 16;
 const GET_LINK: u16 = 18;
+/// `IFLA_TARGET_NETNSID`.
+const LINK_TARGET: u16 = 46;
 const NEW_ADDRESS: u16 = 20;
 const GET_ADDRESS: u16 = 22;
 const NEW_ROUTE: u16 = 24;
@@ -75,6 +82,8 @@ pub(super) struct Netlink {
     socket: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
+    /// The last answer is not of one piece.
+    torn: bool,
 }
 
 /// A message under construction.
@@ -166,19 +175,20 @@ impl Netlink {
         let socket = os::netlink(0)?;
         os::netlink_strict(socket.as_fd())?;
         os::receive_timeout(socket.as_fd(), Duration::from_secs(5))?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; 64 * 1024] })
+        Ok(Self { socket, sequence: 0, buffer: vec![0; 64 * 1024], torn: false })
     }
 
     /// Opens a socket to netfilter in the namespace of the calling thread.
     pub(super) fn open_netfilter() -> io::Result<Self> {
         let socket = os::netlink_netfilter()?;
         os::receive_timeout(socket.as_fd(), Duration::from_secs(5))?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; 16 * 1024] })
+        Ok(Self { socket, sequence: 0, buffer: vec![0; 16 * 1024], torn: false })
     }
 
     /// Sends a request; hands every answering message (type, body) to `each`.
     fn ask(&mut self, mut message: Message, each: &mut dyn FnMut(u16, &[u8])) -> io::Result<()> {
-        self.sequence += 1;
+        self.sequence = self.sequence.wrapping_add(1);
+        self.torn = false;
         let len = u32::try_from(message.bytes.len()).expect("a request of ours is short");
         message.bytes[..4].copy_from_slice(&len.to_ne_bytes());
         message.bytes[8..12].copy_from_slice(&self.sequence.to_ne_bytes());
@@ -192,12 +202,14 @@ impl Netlink {
                     return Err(io::ErrorKind::InvalidData.into());
                 }
                 let kind = u16::from_ne_bytes([rest[4], rest[5]]);
+                let flags = u16::from_ne_bytes([rest[6], rest[7]]);
                 let sequence = u32::from_ne_bytes(rest[8..12].try_into().expect("four bytes"));
                 let body = &rest[HEADER..len];
                 rest = rest.get(len.next_multiple_of(4)..).unwrap_or(&[]);
                 if sequence != self.sequence {
                     continue;
                 }
+                self.torn |= flags & TORN != 0;
                 match kind {
                     DONE => return Ok(()),
                     ERROR => {
@@ -229,38 +241,36 @@ impl Netlink {
 
     /// Interfaces of the node, or of the namespace `nsid`.
     pub(super) fn links(&mut self, nsid: Option<i32>) -> io::Result<Vec<Link>> {
-        const TARGET_NETNSID: u16 = 46;
-        let mut message = Message::new(GET_LINK, 0, &[0; 16]);
-        if let Some(nsid) = nsid {
-            message = message.put(TARGET_NETNSID, &nsid.to_ne_bytes());
-        }
-        let mut links = Vec::new();
-        self.dump(message, &mut |kind, body| {
-            if kind == NEW_LINK
-                && let Some(link) = parse_link(body)
-            {
-                links.push(link);
-            }
-        })?;
-        Ok(links)
+        let message = || in_namespace(Message::new(GET_LINK, 0, &[0; 16]), LINK_TARGET, nsid);
+        self.list(message, |kind, body| parse_link(body).filter(|_| kind == NEW_LINK))
+    }
+
+    /// The interface `index` of the namespace `nsid`.
+    pub(super) fn link(&mut self, index: u32, nsid: i32) -> io::Result<Option<Link>> {
+        let mut header = [0; 16];
+        header[4..8].copy_from_slice(&index.to_ne_bytes());
+        let message = in_namespace(Message::new(GET_LINK, 0, &header), LINK_TARGET, Some(nsid));
+        self.ask_one(message, &mut |kind, body| parse_link(body).filter(|_| kind == NEW_LINK))
     }
 
     /// Addresses of the node, or of the namespace `nsid`.
     pub(super) fn addresses(&mut self, nsid: Option<i32>) -> io::Result<Vec<Held>> {
         const TARGET_NETNSID: u16 = 10;
-        let mut message = Message::new(GET_ADDRESS, 0, &[0; 8]);
-        if let Some(nsid) = nsid {
-            message = message.put(TARGET_NETNSID, &nsid.to_ne_bytes());
-        }
-        let mut held = Vec::new();
-        self.dump(message, &mut |kind, body| {
-            if kind == NEW_ADDRESS
-                && let Some(address) = parse_address(body)
-            {
-                held.push(address);
+        let message = || in_namespace(Message::new(GET_ADDRESS, 0, &[0; 8]), TARGET_NETNSID, nsid);
+        self.list(message, |kind, body| parse_address(body).filter(|_| kind == NEW_ADDRESS))
+    }
+
+    /// Asks for everything of a kind, again where the answer is torn: while pods come and go, the kernel may pass one over.
+    fn list<T>(&mut self, message: impl Fn() -> Message, parse: impl Fn(u16, &[u8]) -> Option<T>) -> io::Result<Vec<T>> {
+        let mut all = Vec::new();
+        for _ in 0..TRIES {
+            all.clear();
+            self.dump(message(), &mut |kind, body| all.extend(parse(kind, body)))?;
+            if !self.torn {
+                break;
             }
-        })?;
-        Ok(held)
+        }
+        Ok(all)
     }
 
     /// The id that the node's namespace has for the namespace of a process; `None` where it has none.
@@ -344,6 +354,14 @@ impl Netlink {
             }
         })?;
         Ok(found)
+    }
+}
+
+/// The message, about the namespace `nsid` if one is told.
+fn in_namespace(message: Message, attribute: u16, nsid: Option<i32>) -> Message {
+    match nsid {
+        Some(nsid) => message.put(attribute, &nsid.to_ne_bytes()),
+        None => message,
     }
 }
 

@@ -36,9 +36,9 @@ pub fn bpf_answers() -> io::Result<()> {
     bpf::create_map("doctor", bpf::MAP_TYPE_ARRAY, 4, 4, 1).map(drop)
 }
 
-/// Where the cgroup v2 tree is mounted, and how many levels of it lie above that.
-pub fn cgroup_tree() -> Option<(PathBuf, u32)> {
-    Hierarchy::find().map(|hierarchy| (hierarchy.mount, hierarchy.above))
+/// Where the cgroup v2 tree is mounted, and whether that is the whole of it.
+pub fn cgroup_tree() -> Option<(PathBuf, bool)> {
+    Hierarchy::find().map(|hierarchy| (hierarchy.mount, hierarchy.above == Some(0)))
 }
 
 /// Whether a directory lies, or would lie, on a bpffs; and the directory that is there.

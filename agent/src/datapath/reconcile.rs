@@ -22,6 +22,9 @@ use crate::policy::EndpointPolicy;
 /// How often the cgroup tree is walked for pods that have been found already.
 const TREE_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How long a pod's interface may be under construction after it has been found.
+const SET_UP: Duration = Duration::from_secs(10);
+
 /// A local pod and where it is watched.
 #[derive(Debug)]
 pub(super) struct Endpoint {
@@ -29,6 +32,8 @@ pub(super) struct Endpoint {
     pub(super) cgroup: Option<PodCgroup>,
     /// Namespace of an interface endpoint.
     nsid: Option<i32>,
+    /// When it got its place.
+    placed: Instant,
     /// Cgroup of a cgroup endpoint.
     pub(super) watched: Option<u64>,
     /// What `ENDPOINTS` holds for it.
@@ -42,7 +47,7 @@ pub(super) struct Endpoint {
 impl Endpoint {
     fn new(pod: &Pod) -> Self {
         let info = EndpointInfo { uid: Arc::clone(&pod.uid), host_network: pod.host_network, ..EndpointInfo::default() };
-        Self { info, cgroup: None, nsid: None, watched: None, written: None, one_way: 0, blind: false }
+        Self { info, cgroup: None, nsid: None, placed: Instant::now(), watched: None, written: None, one_way: 0, blind: false }
     }
 
     /// Whether it has a number.
@@ -67,12 +72,13 @@ impl Datapath {
         }
         self.find_cgroups(pods);
         self.note_sources(pods);
-        if let Err(error) = self.find_places(pods, &mut changes) {
-            tracing::warn!(%error, "the node's interfaces cannot be listed");
-        }
+        let seen = self.find_places(pods, &mut changes);
         self.attach_ready();
         self.follow_hold();
-        self.drop_strangers(pods);
+        match seen {
+            Ok(()) => self.drop_strangers(pods),
+            Err(error) => tracing::warn!(%error, "the node's interfaces cannot be listed"),
+        }
         changes
     }
 
@@ -141,10 +147,11 @@ impl Datapath {
         endpoint.written = None;
         endpoint.nsid = None;
         endpoint.one_way = 0;
+        endpoint.blind = false;
     }
 
     /// Removes hooks, entry and slot of an endpoint number.
-    fn withdraw(&mut self, number: u32, cgroup: Option<u64>) -> io::Result<()> {
+    pub(super) fn withdraw(&mut self, number: u32, cgroup: Option<u64>) -> io::Result<()> {
         let result = if number & CGROUP_ENDPOINT == 0 {
             self.attacher.leave_interface(&mut self.netlink, &self.maps, number)
         } else if let Some(id) = cgroup {
@@ -164,10 +171,9 @@ impl Datapath {
         let mut wanted = HashMap::new();
         for pod in pods {
             let Some(endpoint) = self.endpoints.get_mut(&pod.uid) else { continue };
-            if endpoint.cgroup.as_ref().is_some_and(|cgroup| !cgroup.alive()) {
-                endpoint.cgroup = None;
-            }
-            if endpoint.cgroup.is_none() && (stale || !endpoint.found()) {
+            // Its successor, if there is one, must not stay held.
+            let died = endpoint.cgroup.take_if(|cgroup| !cgroup.alive()).is_some();
+            if endpoint.cgroup.is_none() && (stale || died || !endpoint.found()) {
                 wanted.insert(cgroup::normal(&pod.uid), Arc::clone(&pod.uid));
                 if let Some(hash) = &pod.config_hash {
                     // An annotation's word: no pod loses its own cgroup to it.
@@ -192,11 +198,17 @@ impl Datapath {
             let Some(endpoint) = self.endpoints.get_mut(&pod.uid) else { continue };
             match settled(endpoint, pod, &mut surroundings) {
                 Settled::Stays => {}
-                Settled::Moved(addresses) => {
-                    endpoint.info.addresses = addresses;
+                Settled::Changed => {
                     changes.push(EndpointChange { uid: Arc::clone(&pod.uid), number: endpoint.info.number, kind: ChangeKind::Changed });
                 }
-                Settled::Lost => found.push((pod, surroundings.find(pod, endpoint.cgroup.as_ref()))),
+                Settled::Lost => {
+                    let place = surroundings.find(pod, endpoint.cgroup.as_ref());
+                    // While the interface leads where it led, a look that finds nothing takes no programs off it.
+                    let stands = endpoint.ifindex().is_some_and(|ifindex| surroundings.still(ifindex, endpoint.nsid));
+                    if !stands || !matches!(place, Place::Unknown(_)) {
+                        found.push((pod, place));
+                    }
+                }
             }
         }
         self.settler.look(surroundings.ends());
@@ -228,12 +240,16 @@ impl Datapath {
 
     fn place(&mut self, endpoint: &mut Endpoint, place: Place) -> Result<(), String> {
         let full = || format!("all {} endpoint slots are in use", sizes::ENDPOINTS);
+        let uncleared = |error| format!("its slot could not be cleared: {error}");
         match place {
             Place::Unknown(why) => Err(why),
             Place::Interface { ifindex, name, nsid, addresses, mac, others } => {
                 let (index, new) = self.slots.interface(ifindex, sizes::ENDPOINTS).ok_or_else(full)?;
                 if new {
-                    self.clear_slot(index)?;
+                    self.clear_slot(index).map_err(uncleared)?;
+                }
+                if !endpoint.found() {
+                    endpoint.placed = Instant::now();
                 }
                 endpoint.nsid = nsid;
                 endpoint.info.number = ifindex;
@@ -254,7 +270,7 @@ impl Datapath {
                         number & !CGROUP_ENDPOINT
                     } else {
                         let index = self.slots.cgroup(sizes::ENDPOINTS).ok_or_else(full)?;
-                        self.clear_slot(index)?;
+                        self.clear_slot(index).map_err(uncleared)?;
                         index
                     };
                     endpoint.info.number = CGROUP_ENDPOINT | endpoint.info.index;
@@ -268,17 +284,16 @@ impl Datapath {
     }
 
     /// Nothing of a former owner may count for a new one. No programs write there yet.
-    fn clear_slot(&mut self, index: u32) -> Result<(), String> {
-        let cleared = self.maps.states.put(&index, &EndpointState::ZERO).and_then(|()| self.maps.swept.put(&index, &EndpointSwept::ZERO));
+    pub(super) fn clear_slot(&mut self, index: u32) -> io::Result<()> {
         if let Some(head) = self.contact_heads.get_mut(index as usize) {
             *head = 0;
         }
-        cleared.map_err(|error| format!("its slot could not be cleared: {error}"))
+        self.maps.states.put(&index, &EndpointState::ZERO)?;
+        self.maps.swept.put(&index, &EndpointSwept::ZERO)
     }
 
-    /// Writes the entry of every endpoint that has a place and a policy. Whether any changed.
-    pub(super) fn point_endpoints(&mut self) -> Result<bool, ApplyError> {
-        let mut changed = false;
+    /// Writes the entry of every endpoint that has a place and a policy.
+    pub(super) fn point_endpoints(&mut self) -> Result<(), ApplyError> {
         let (established_cap, answered_cap) = (self.sizes.established / 4, self.sizes.answered / 8);
         for endpoint in self.endpoints.values_mut().filter(|endpoint| endpoint.found()) {
             let Some(policy) = self.tables.endpoints.get(&endpoint.info.uid) else { continue };
@@ -289,11 +304,10 @@ impl Datapath {
                 continue;
             }
             self.maps.endpoints.put(&endpoint.info.number, &entry).map_err(|source| ApplyError::Map { map: "ENDPOINTS", source })?;
-            // Addresses alone change no cached verdict: entries compare them.
-            changed |= endpoint.written.is_none_or(|old| (old.set, old.flags, old.instance) != (entry.set, entry.flags, entry.instance));
             endpoint.written = Some(entry);
+            self.repointed = true;
         }
-        Ok(changed)
+        Ok(())
     }
 
     /// Attaches every endpoint whose entry is written and whose programs do not run yet.
@@ -342,15 +356,15 @@ impl Datapath {
         if let Some(ifindex) = endpoint.ifindex() {
             return self.attach_interface(ifindex);
         }
-        let cgroup = endpoint.cgroup.as_ref().ok_or_else(|| io::Error::other("its control group is gone"))?;
-        self.maps.cgroups.put(&cgroup.id, &endpoint.info.number)?;
-        let level = 1 << cgroup.level.min(31);
-        if self.config.cgroup_levels & level == 0 {
+        let watched = endpoint.cgroup.as_ref().ok_or_else(|| io::Error::other("its control group is gone"))?;
+        self.maps.cgroups.put(&watched.id, &endpoint.info.number)?;
+        let levels = cgroup::level_bits(watched.level, 0);
+        if self.config.cgroup_levels & levels != levels {
             self.notice_mode()?;
-            self.config.cgroup_levels |= level;
+            self.config.cgroup_levels |= levels;
             self.write_config()?;
         }
-        self.attacher.cgroup(&self.programs, cgroup)?;
+        self.attacher.cgroup(&self.programs, watched)?;
         Ok(Attach::Cgroup)
     }
 
@@ -370,7 +384,8 @@ impl Datapath {
             return;
         }
         let settled = pods.iter().all(|pod| self.endpoints[&pod.uid].found());
-        let links: HashSet<u32> = self.netlink.links(None).unwrap_or_default().into_iter().map(|link| link.index).collect();
+        let Ok(links) = self.netlink.links(None) else { return };
+        let links: HashSet<u32> = links.into_iter().map(|link| link.index).collect();
         let by_number: HashMap<u32, u64> =
             self.maps.cgroups.entries().unwrap_or_default().into_iter().map(|(id, number)| (number, id)).collect();
         for number in strangers {
@@ -387,14 +402,14 @@ impl Datapath {
 /// What has become of an endpoint's place.
 enum Settled {
     Stays,
-    /// It has other addresses.
-    Moved(Vec<IpAddr>),
+    /// It has another name, other addresses or another MAC, which are noted.
+    Changed,
     /// It must be looked for again.
     Lost,
 }
 
 /// Whether an endpoint may stay where it is.
-fn settled(endpoint: &Endpoint, pod: &Pod, surroundings: &mut Surroundings<'_>) -> Settled {
+fn settled(endpoint: &mut Endpoint, pod: &Pod, surroundings: &mut Surroundings<'_>) -> Settled {
     let stays = |holds| if holds { Settled::Stays } else { Settled::Lost };
     if endpoint.blind {
         return stays(endpoint.cgroup.as_ref().is_some_and(PodCgroup::alive));
@@ -402,12 +417,24 @@ fn settled(endpoint: &Endpoint, pod: &Pod, surroundings: &mut Surroundings<'_>) 
     let Some(ifindex) = endpoint.ifindex().filter(|ifindex| surroundings.still(*ifindex, endpoint.nsid)) else { return Settled::Lost };
     let Some(nsid) = endpoint.nsid else { return stays(endpoint.info.addresses == pod.ips) };
     let Some(addresses) = surroundings.addresses_behind(ifindex, nsid) else { return Settled::Lost };
-    if addresses == endpoint.info.addresses {
+    let info = &mut endpoint.info;
+    if addresses == info.addresses {
         // Status names addresses that are elsewhere: look again.
-        let wrong = !pod.ips.is_empty() && !pod.ips.iter().any(|address| addresses.contains(address)) && endpoint.info.message.is_none();
-        return stays(!wrong || addresses.is_empty());
+        let wrong = !pod.ips.is_empty() && !pod.ips.iter().any(|address| addresses.contains(address)) && info.message.is_none();
+        if wrong && !addresses.is_empty() {
+            return Settled::Lost;
+        }
+    } else if addresses.is_empty() {
+        return Settled::Lost;
     }
-    if addresses.is_empty() { Settled::Lost } else { Settled::Moved(addresses) }
+    let interface: Option<Arc<str>> = surroundings.name(ifindex).map(Arc::from);
+    // Plugins that come after the one that gave the address may give another MAC. One that is new later may be the pod's own doing.
+    let mac = if endpoint.placed.elapsed() < SET_UP { surroundings.mac_behind(ifindex, nsid).or(info.mac) } else { info.mac };
+    if (&addresses, &interface, mac) == (&info.addresses, &info.interface, info.mac) {
+        return Settled::Stays;
+    }
+    (info.addresses, info.interface, info.mac) = (addresses, interface, mac);
+    Settled::Changed
 }
 
 /// Networks that an endpoint may speak for.

@@ -119,7 +119,7 @@ fn width(kind: &str) -> Option<usize> {
 }
 
 fn array(kind: &str) -> Option<(&str, usize)> {
-    let (each, count) = kind.strip_prefix('[')?.strip_suffix(']')?.split_once(';')?;
+    let (each, count) = kind.strip_prefix('[')?.strip_suffix(']')?.rsplit_once(';')?;
     Some((each, count.parse().ok()?))
 }
 

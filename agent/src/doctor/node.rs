@@ -24,8 +24,8 @@ fn cgroups() -> Finding {
             "pods cannot be found, and their processes and sockets are not seen",
         )
         .remedy("mount one: `mount -t cgroup2 none /sys/fs/cgroup/unified`, or start the node with the unified hierarchy"),
-        Some((mount, 0)) => Finding::good("cgroup", format!("cgroup v2 at {}", mount.display())),
-        Some((mount, _)) => Finding::note(
+        Some((mount, true)) => Finding::good("cgroup", format!("cgroup v2 at {}", mount.display())),
+        Some((mount, false)) => Finding::note(
             "cgroup",
             format!("only a part of the cgroup v2 tree is mounted, at {}: pods outside of it are not found", mount.display()),
         ),
