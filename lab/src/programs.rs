@@ -112,6 +112,7 @@ impl Programs {
                 Program::CgroupSkb(p) => p.load(),
                 Program::CgroupSockAddr(p) => p.load(),
                 Program::CgroupSock(p) => p.load(),
+                Program::SockOps(p) => p.load(),
                 _ => bail!("program {name} is of an unexpected kind"),
             };
             done.map_err(|e| anyhow::anyhow!("program {name}: {e}: {}", last_lines(&format!("{e:?}"), 40)))?;
@@ -187,6 +188,7 @@ impl Programs {
             Program::CgroupSkb(p) => p.info()?,
             Program::CgroupSockAddr(p) => p.info()?,
             Program::CgroupSock(p) => p.info()?,
+            Program::SockOps(p) => p.info()?,
             _ => bail!("program {program} is of an unexpected kind"),
         };
         info.verified_instruction_count().context("the kernel does not tell the verified instructions")

@@ -21,7 +21,7 @@ fn every_program_loads() {
     for name in node.names() {
         println!("{name}: {} instructions verified", node.verified(&name).expect("has info"));
     }
-    assert_eq!(node.names().len(), 16);
+    assert_eq!(node.names().len(), 19);
     let outcome = node.run("clock", &[0; 64], Skb::default(), 1).expect("runs");
     assert_eq!(outcome.code, 0);
     let clock: sekisho_core::layout::Clock = node.get("CLOCK", &0u32).expect("reads").expect("is there");
