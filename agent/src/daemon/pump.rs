@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use super::control::{Command, Shared};
 use super::kernel::Asked;
-use super::rest::Rest;
+use super::rest::{Rest, processor_time};
 use super::translate::Translator;
 use crate::cli::{AgentArgs, Exit, Failure, Mode, Origin, TcBackend};
 use crate::datapath::{self, Coverage, Datapath, Options};
@@ -270,9 +270,9 @@ impl Pump {
         let news = std::mem::take(&mut self.woken) || next.is_some();
         if let Some(next) = next {
             self.snapshot = next;
+            let before = processor_time();
             self.take_snapshot();
-            let cost = instant.elapsed();
-            self.rest_from(Instant::now(), cost);
+            self.rest_from(Instant::now(), processor_time().saturating_sub(before));
         } else if !self.synced {
             return;
         } else if news || timers.look.rings(instant) {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::pump::Pump;
 use crate::inventory::Snapshot;
 
-/// How long changes far away rest after a compile, in multiples of what it cost, and at most.
+/// How long changes far away rest after a compile, in multiples of the processor time it took, and at most.
 const REST: u32 = 10;
 const LONGEST_REST: Duration = Duration::from_secs(2);
 /// The same where an address was lost.
@@ -29,7 +29,7 @@ pub(super) struct Rest {
 }
 
 impl Pump {
-    /// A snapshot has been taken, at this cost.
+    /// A snapshot has been taken, for so much processor time.
     pub(super) fn rest_from(&mut self, now: Instant, cost: Duration) {
         self.rest.until = Some(now + (cost * REST).min(LONGEST_REST));
         self.rest.brief_until = Some(now + (cost * BRIEF).min(LONGEST_BRIEF));
@@ -59,6 +59,12 @@ impl Pump {
         self.rest.kept = next.generation;
         false
     }
+}
+
+/// What this thread has had of a processor.
+pub(super) fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Whether a pod has lost an address between the two.
