@@ -2,7 +2,7 @@
 //!
 //! The kernel takes its time over a TCX link: it waits for every packet that is under way, for tens of milliseconds, and nobody
 //! else makes or changes an interface meanwhile. A pod that is held must not wait for that, nor the next one. A clsact filter is in
-//! place at once. So where both can be had, a pod that has just come begins with filters, and *settles* when no pod is missing.
+//! place at once. So where both can be had, a pod that has just come begins with filters, and *settles* when no pod is expected.
 //! While it does, a packet may meet two programs of ours; `Config::settling` tells the second one to look whether the first has
 //! seen it.
 //!
@@ -16,6 +16,7 @@ use std::io;
 use super::Datapath;
 use super::attach::{self, Attacher, Backend};
 use super::endpoint::Attach;
+use super::reconcile::Endpoint;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -24,6 +25,8 @@ pub(super) struct Settler {
     old: Option<HashSet<u32>>,
     /// Somebody else's TCX programs have been seen at a pod's interface: a CNI's, which will come to every one.
     shared: bool,
+    /// Who was last in turn.
+    last: Option<u32>,
 }
 
 impl Settler {
@@ -60,13 +63,19 @@ impl Datapath {
         Ok(Attach::Tcx)
     }
 
-    /// Lets one pod settle, if one has to and none is missing. Takes tens of milliseconds; call it now and then.
+    /// Lets one pod settle, if one has to. Takes tens of milliseconds; call it now and then, when no pod is expected.
     pub fn settle_one(&mut self) {
-        if self.attacher.backend != Backend::Tcx || self.endpoints.values().any(|endpoint| !endpoint.info.ready) {
+        if self.attacher.backend != Backend::Tcx {
             return;
         }
-        let waiting = self.endpoints.values().find(|endpoint| endpoint.info.attach == Attach::Clsact);
-        let Some((uid, ifindex)) = waiting.and_then(|endpoint| Some((endpoint.info.uid.clone(), endpoint.ifindex()?))) else { return };
+        let waiting = |endpoint: &&Endpoint| endpoint.info.attach == Attach::Clsact && endpoint.ifindex() > self.settler.last;
+        // The next one in turn, so that one that cannot be served keeps nobody waiting.
+        let Some(endpoint) = self.endpoints.values().filter(waiting).min_by_key(|endpoint| endpoint.ifindex()) else {
+            self.settler.last = None;
+            return;
+        };
+        let (uid, ifindex) = (endpoint.info.uid.clone(), endpoint.info.number);
+        self.settler.last = Some(ifindex);
         let settled = self.settling(ifindex).and_then(|()| {
             let attached = self.attacher.interface(&mut self.netlink, &self.maps, &self.programs, ifindex);
             self.settling(0).and(attached)

@@ -37,6 +37,8 @@ struct Owner {
     made: SystemTime,
     named: Instant,
     named_at: SystemTime,
+    /// Before anybody asked for its end: agents may hear of that before the answer comes.
+    whole_until: SystemTime,
     gone: Instant,
     gone_at: SystemTime,
 }
@@ -122,6 +124,7 @@ fn succeed_one_another(stage: &Stage, owners: &mut Vec<Owner>) -> Result<()> {
         let answer = stage.api.must("PATCH", &format!("{folder}/{name}/status"), Some(&status))?;
         let (named_now, named_at) = (answer.at, SystemTime::now());
         std::thread::sleep(LIFE.saturating_sub(named_now.elapsed()));
+        let whole_until = SystemTime::now();
         let answer = stage.api.must("DELETE", &format!("{folder}/{name}"), Some(&json!({"gracePeriodSeconds": 0})))?;
         owners.push(Owner {
             uid: pod["metadata"]["uid"].as_str().context("a pod has a uid")?.to_owned(),
@@ -129,6 +132,7 @@ fn succeed_one_another(stage: &Stage, owners: &mut Vec<Owner>) -> Result<()> {
             made,
             named: named_now,
             named_at,
+            whole_until,
             gone: answer.at,
             gone_at: SystemTime::now(),
         });
@@ -186,7 +190,7 @@ fn names(stage: &Stage, owners: &[Owner], book: &mut u64) -> Result<usize> {
             ensure!(start <= owner.gone_at + LATEST, "its owner was gone since {:?}: {record:#}", start.duration_since(owner.gone_at));
             named += 1;
         } else {
-            let lacks = owners.iter().find(|owner| start >= owner.named_at + LATEST && start < owner.gone_at);
+            let lacks = owners.iter().find(|owner| start >= owner.named_at + LATEST && start < owner.whole_until);
             ensure!(lacks.is_none(), "its owner was known: {record:#}");
         }
     }
