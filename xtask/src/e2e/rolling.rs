@@ -86,8 +86,12 @@ fn updates(stage: &Stage, client: &Pod, address: IpAddr) -> Result<Load> {
     std::thread::scope(|scope| {
         let load = scope.spawn(|| client.netns().within(|| Ok(connect(SocketAddr::new(address, 80), &stop))));
         let done = (0..UPDATES).try_for_each(|_| {
+            let begin = Instant::now();
             stage.client.run(&["-n", SPACE, "rollout", "restart", "deployment/web"])?;
-            stage.client.run(&["-n", SPACE, "rollout", "status", "deployment/web", "--timeout=120s"]).map(drop)
+            stage.client.run(&["-n", SPACE, "rollout", "status", "deployment/web", "--timeout=120s"])?;
+            // kubectl restarts once a second at most.
+            std::thread::sleep(Duration::from_millis(1100).saturating_sub(begin.elapsed()));
+            Ok(())
         });
         stop.store(true, Ordering::Relaxed);
         let load = load.join().expect("the load does not panic");
