@@ -15,9 +15,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub type Address = [u8; 16];
 
 mod described;
+mod frame;
 mod meaning;
 
 pub use described::{Field, Type};
+pub use frame::{SocketFrame, SocketQuery};
 pub(crate) use meaning::numbers;
 pub use meaning::{address_flags, contact, end_reason, endpoint_flags, event, flow_flags, mode, reason, verdict};
 
@@ -34,27 +36,6 @@ pub const CGROUP_ENDPOINT: u32 = 0x8000_0000;
 
 /// Bytes that the types of the upgrade test's build have more: fields of a next version, which nothing uses.
 const NEXT: usize = if cfg!(feature = "next-layout") { 8 } else { 0 };
-
-/// What the program `sockets` is run over: after room for a link's header, sockets and the processes that used them. It lies
-/// in no map, and so is no part of the layout.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct SocketFrame {
-    /// Zero.
-    pub link: [u8; 16],
-    /// As many as the kernel takes in a page.
-    pub queries: [SocketQuery; 88],
-}
-
-/// A socket, and who used it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct SocketQuery {
-    /// Its cookie, written by user space.
-    pub cookie: u64,
-    /// Written by the program; `pid` 0 = nobody is known.
-    pub process: Process,
-}
 
 /// Derives what every boundary type needs.
 macro_rules! boundary {
