@@ -34,9 +34,10 @@ const SWEEP_SHARE: u32 = 100;
 const SWEEP_RAREST: Duration = Duration::from_secs(5);
 /// How often attachments and coverage are checked.
 const CHECK: Duration = Duration::from_secs(2);
-/// How often one of the pods that came in a hurry settles, and how rarely missing ones are looked for by then.
+/// How often one of the pods that came in a hurry settles, if missing ones are looked for no oftener, and nothing changed for so long.
 const SETTLE: Duration = Duration::from_millis(500);
 const UNHURRIED: Duration = Duration::from_secs(2);
+const CALM: Duration = Duration::from_millis(300);
 /// How often pods are looked for without being woken, when some are missing first and otherwise.
 const LOOK_MISSING: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_secs(5);
@@ -233,8 +234,8 @@ impl Pump {
         if timers.check.rings(instant) {
             self.check();
         }
-        // One that is missing for long is not waited for.
-        if timers.settle.rings(instant) && timers.look.period >= UNHURRIED {
+        // One that is missing for long is not waited for; a change of policy must not wait for this.
+        if timers.settle.rings(instant) && timers.look.period >= UNHURRIED && self.rest.quiet_for(instant) >= CALM {
             self.datapath.settle_one();
         }
         if timers.ledger.rings(instant) {

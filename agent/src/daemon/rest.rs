@@ -20,6 +20,8 @@ const LONGEST_BRIEF: Duration = Duration::from_millis(100);
 /// See the module.
 #[derive(Default)]
 pub(super) struct Rest {
+    /// When a snapshot was taken last.
+    taken: Option<Instant>,
     /// When a snapshot with changes far away may be taken next, and one in which an address was lost.
     until: Option<Instant>,
     brief_until: Option<Instant>,
@@ -28,9 +30,17 @@ pub(super) struct Rest {
     kept: u64,
 }
 
+impl Rest {
+    /// How long no snapshot has been taken.
+    pub(super) fn quiet_for(&self, now: Instant) -> Duration {
+        self.taken.map_or(Duration::ZERO, |taken| now.saturating_duration_since(taken))
+    }
+}
+
 impl Pump {
     /// A snapshot has been taken, for so much processor time.
     pub(super) fn rest_from(&mut self, now: Instant, cost: Duration) {
+        self.rest.taken = Some(now);
         self.rest.until = Some(now + (cost * REST).min(LONGEST_REST));
         self.rest.brief_until = Some(now + (cost * BRIEF).min(LONGEST_BRIEF));
     }
