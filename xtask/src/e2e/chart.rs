@@ -133,16 +133,23 @@ pub(super) fn an_uninstall_leaves_nothing_behind(stage: &Stage) -> Result<()> {
     let run = |words: &[&str]| output(stage.client.command(&helm).args(words).current_dir(root()));
     let to = ["--namespace", super::NAMESPACE, "--wait", "--timeout", "120s"];
     run(&[&["upgrade", "sekisho", "deploy/helm", "--reuse-values", "--set", "detachOnExit=true"][..], &to].concat())?;
+    // A DaemonSet that is being replaced counts as there to Helm.
+    stage.agents_are_rolled_out()?;
     ensure!(!open(SILENCE)?, "the policy is no longer in force after the first step");
     run(&[&["uninstall", "sekisho"][..], &to].concat())?;
     stage.client.wait(Duration::from_secs(30), "the agents have ended", |_| Ok(stage.agents()?.is_empty()))?;
     ensure!(open(PATIENCE)?, "pods are still isolated");
     for number in stage.plan.numbers() {
         let pid = holder(&node_name(number)).context("the node's mounts are gone")?;
-        let pins = fs::read_dir(format!("/proc/{pid}/root/sys/fs/bpf"))?.flatten().map(|entry| entry.file_name());
-        // Two files are the kernel's own.
-        let left: Vec<_> = pins.filter(|name| name != "progs.debug" && name != "maps.debug").collect();
-        ensure!(left.is_empty(), "{left:?} is still pinned on {}", node_name(number));
+        let mut left = Vec::new();
+        // A pod that is being deleted may not have ended yet.
+        let gone = stage.client.wait(Duration::from_secs(30), "nothing is pinned", |_| {
+            let pins = fs::read_dir(format!("/proc/{pid}/root/sys/fs/bpf"))?.flatten().map(|entry| entry.file_name());
+            // Two files are the kernel's own.
+            left = pins.filter(|name| name != "progs.debug" && name != "maps.debug").collect();
+            Ok(left.is_empty())
+        });
+        gone.with_context(|| format!("{left:?} is still pinned on {}", node_name(number)))?;
     }
     stage.make(&server(HOME, "late", Some("node-1"), &json!({})))?;
     stage.ready(HOME, 3)?;
