@@ -7,16 +7,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
-use crate::oci::{Archive, Image};
+use crate::oci::{Archive, Image, Weight};
 use crate::setup;
 use crate::workspace::{build_agent, cargo, output, step, target_dir};
 
 /// The image's name; the chart's default is the same.
 pub(crate) const NAME: &str = concat!("ghcr.io/sekisho/sekisho:", env!("CARGO_PKG_VERSION"));
-/// An image that is larger has something in it that does not belong there.
+/// An image that weighs more, as it is fetched or as it lies unpacked on a node, has something in it that does not belong there.
 const LARGEST: usize = 20_000_000;
 
 /// What images can be built for.
@@ -64,23 +64,27 @@ pub(crate) fn build(platforms: &[Platform]) -> Result<PathBuf> {
         };
         let bytes = without_symbols(&program)?;
         elf::must_be_static(&bytes, platform.machine()).with_context(|| program.display().to_string())?;
-        images.push(
-            Image::of_program(platform.architecture(), "sekisho", &bytes, &["/sekisho"])?
-                .label("org.opencontainers.image.title", "sekisho")
-                .label("org.opencontainers.image.version", env!("CARGO_PKG_VERSION"))
-                .label("org.opencontainers.image.licenses", "Apache-2.0"),
-        );
+        let image = Image::of_program(platform.architecture(), "sekisho", &bytes, &["/sekisho"])?
+            .label("org.opencontainers.image.title", "sekisho")
+            .label("org.opencontainers.image.version", env!("CARGO_PKG_VERSION"))
+            .label("org.opencontainers.image.licenses", "Apache-2.0");
+        let weight = image.weight();
+        eprintln!("    {NAME} for linux/{}: {weight}", platform.architecture());
+        must_be_small(weight).with_context(|| format!("the image for linux/{} is too large", platform.architecture()))?;
+        images.push(image);
     }
     let mut archive = Archive::new();
     archive.add(NAME, &images);
     let file = target_dir().join("sekisho-image.tar");
-    let bytes = archive.finish();
-    if bytes.len() > LARGEST * platforms.len() {
-        bail!("the archive has {} bytes; an image has at most {LARGEST}", bytes.len());
-    }
-    eprintln!("    {NAME}, {} kB", bytes.len() / 1000);
-    fs::write(&file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
+    fs::write(&file, archive.finish()).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(file)
+}
+
+/// Fails unless an image stays within what a node is asked to fetch and to store.
+fn must_be_small(weight: Weight) -> Result<()> {
+    ensure!(weight.compressed <= LARGEST, "it has {} bytes compressed; the most is {LARGEST}", weight.compressed);
+    ensure!(weight.unpacked <= LARGEST, "it has {} bytes unpacked; the most is {LARGEST}", weight.unpacked);
+    Ok(())
 }
 
 /// The program without its symbol table, a fifth of it. The compiler brings the tool along.
@@ -109,4 +113,30 @@ fn build_for_arm() -> Result<PathBuf> {
             .env("CC_aarch64_unknown_linux_musl", setup::ARM_COMPILER),
     )?;
     Ok(target_dir().join(TARGET).join("release/sekisho"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LARGEST, must_be_small};
+    use crate::oci::{Image, Weight};
+
+    fn outcome(compressed: usize, unpacked: usize) -> Result<(), String> {
+        must_be_small(Weight { compressed, unpacked }).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_image_is_small_compressed_and_unpacked() {
+        assert_eq!(outcome(LARGEST, LARGEST), Ok(()));
+        assert_eq!(outcome(LARGEST + 1, LARGEST), Err("it has 20000001 bytes compressed; the most is 20000000".to_owned()));
+        assert_eq!(outcome(7_600_000, LARGEST + 1), Err("it has 20000001 bytes unpacked; the most is 20000000".to_owned()));
+    }
+
+    #[test]
+    fn what_compresses_well_is_still_too_large() {
+        let program = vec![0; LARGEST + 1];
+        let weight = Image::of_program("arm64", "program", &program, &["/program"]).unwrap().weight();
+        assert_eq!(weight.unpacked, program.len());
+        assert!(weight.compressed < LARGEST / 100, "{weight}");
+        assert!(must_be_small(weight).unwrap_err().to_string().contains("unpacked"));
+    }
 }

@@ -1,11 +1,12 @@
 //! Container images as one file, written without a container engine: an OCI image layout in a tar archive, as
 //! `ctr images import`, `podman load` and `skopeo` read it. The same content makes the same bytes.
 //!
-//! Nouns: an [`Image`] is for one platform and has one layer; an [`Archive`] holds images under their names.
+//! Nouns: an [`Image`] is for one platform and has one layer and a [`Weight`]; an [`Archive`] holds images under their names.
 
 mod tar;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
@@ -21,6 +22,21 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
+/// How many bytes an image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Weight {
+    /// Its layer, as it is fetched.
+    pub(crate) compressed: usize,
+    /// Its files, as they lie on a node.
+    pub(crate) unpacked: usize,
+}
+
+impl fmt::Display for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} kB compressed, {} kB unpacked", self.compressed / 1000, self.unpacked / 1000)
+    }
+}
+
 /// One static program for one platform.
 #[derive(Debug)]
 pub(crate) struct Image {
@@ -28,6 +44,7 @@ pub(crate) struct Image {
     /// The digest of the layer as it is unpacked.
     unpacked: String,
     layer: Vec<u8>,
+    weight: Weight,
     entrypoint: Vec<String>,
     labels: BTreeMap<&'static str, String>,
 }
@@ -37,9 +54,16 @@ impl Image {
     pub(crate) fn of_program(architecture: &'static str, name: &str, program: &[u8], words: &[&str]) -> Result<Self> {
         let mut layer = Tar::default();
         layer.file(name, 0o755, program);
-        let layer = layer.finish();
+        let unpacked = layer.finish();
+        let layer = gzip(&unpacked)?;
+        let weight = Weight { compressed: layer.len(), unpacked: program.len() };
         let entrypoint = words.iter().map(|&word| word.to_owned()).collect();
-        Ok(Self { architecture, unpacked: digest(&layer), layer: gzip(&layer)?, entrypoint, labels: BTreeMap::new() })
+        Ok(Self { architecture, unpacked: digest(&unpacked), layer, weight, entrypoint, labels: BTreeMap::new() })
+    }
+
+    /// How many bytes it is.
+    pub(crate) fn weight(&self) -> Weight {
+        self.weight
     }
 
     /// Says something about it that tools show.
