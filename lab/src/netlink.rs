@@ -128,6 +128,14 @@ pub fn set_up(name: &str) -> io::Result<()> {
     Request::new(libc::RTM_NEWLINK, 0, &ifinfo(sys::interface_index(name)?, libc::IFF_UP)).send()
 }
 
+/// Switches an interface off: to its peer it is a cable that was pulled out.
+pub fn set_down(name: &str) -> io::Result<()> {
+    let mut fixed = ifinfo(sys::interface_index(name)?, libc::IFF_UP);
+    // Of the flags, the one to change, and its value.
+    fixed[8..12].fill(0);
+    Request::new(libc::RTM_NEWLINK, 0, &fixed).send()
+}
+
 /// Gives an interface a hardware address.
 pub fn set_mac(name: &str, mac: [u8; 6]) -> io::Result<()> {
     Request::new(libc::RTM_NEWLINK, 0, &ifinfo(sys::interface_index(name)?, 0)).attribute(libc::IFLA_ADDRESS, &mac).send()

@@ -17,8 +17,11 @@ use super::{Agent, Listeners, tls};
 
 /// How long open streams may take to end once the agent stops.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How often a client beyond this machine is asked whether it is still there: one that vanished would keep its streams for ever.
-const TRIED: Duration = Duration::from_secs(30);
+/// How long a client beyond this machine may be silent before it is asked whether it is still there: one that vanished would
+/// keep its streams for ever.
+const TRIED: Duration = Duration::from_secs(10);
+/// How long it has for its answer. A client that was stopped for a moment is not one that vanished.
+const AWAITED: Duration = Duration::from_secs(20);
 /// How often readiness is looked at for the health service.
 const PULSE: Duration = Duration::from_secs(1);
 /// Name under which health is told, beside the server as a whole.
@@ -81,6 +84,7 @@ fn router(agent: &Arc<dyn Agent>, reach: Reach, reporter: HealthReporter) -> Res
     let tried = (reach == Reach::Certified).then_some(TRIED);
     Ok(Server::builder()
         .http2_keepalive_interval(tried)
+        .http2_keepalive_timeout(Some(AWAITED))
         .add_service(SekishoServer::new(Service::new(Arc::clone(agent), reach)))
         .add_service(health)
         .add_service(reflection.build_v1()?)

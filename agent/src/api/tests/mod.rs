@@ -1,5 +1,6 @@
 //! A real client over real sockets, against an agent in memory with a real book.
 
+mod authority;
 mod listening;
 mod probes;
 mod records;

@@ -3,45 +3,11 @@
 use std::path::Path;
 
 use proto::{FlowsRequest, ModeRequest, StatusRequest};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tonic::Code;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
+use super::authority::Authority;
 use super::*;
-
-/// An authority that signs.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new(name: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key");
-        let pem = params.self_signed(&key).expect("a certificate").pem();
-        Self { pem, issuer: Issuer::new(params, key) }
-    }
-
-    /// A certificate and its key.
-    fn sign(&self, name: &str, purpose: ExtendedKeyUsagePurpose) -> (String, String) {
-        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
-        params.extended_key_usages = vec![purpose];
-        let key = KeyPair::generate().expect("a key");
-        let pem = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
-        (pem, key.serialize_pem())
-    }
-
-    fn server(&self) -> (String, String) {
-        self.sign("agent.test", ExtendedKeyUsagePurpose::ServerAuth)
-    }
-
-    fn client(&self) -> (String, String) {
-        self.sign("client.test", ExtendedKeyUsagePurpose::ClientAuth)
-    }
-}
 
 fn files(folder: &Path) -> TlsFiles {
     TlsFiles { certificate: folder.join("tls.crt"), key: folder.join("tls.key"), client_authority: folder.join("ca.crt") }
