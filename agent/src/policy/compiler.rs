@@ -18,6 +18,7 @@ use super::ports::Table;
 use super::rows::{Class, NamedPorts, View};
 use super::services::{Dialled, dialled, has_room};
 use super::sets::{Numbered, Numbers, Ports, Set, named, set};
+use super::share::within_shares;
 use super::warning::{Warning, unjudged};
 use super::{EndpointPolicy, Input, RuleRef, Tables, UsedIds, mapped};
 use crate::inventory::{Labels, NetworkPolicy, Node, Pod, Snapshot};
@@ -98,7 +99,8 @@ impl Compiler {
         self.begin();
         let mut out = Tables::default();
         let mut warnings = Vec::new();
-        let by_namespace = policies_by_namespace(input.snapshot);
+        let mut by_namespace = policies_by_namespace(input.snapshot);
+        within_shares(input, &mut by_namespace, &mut warnings);
         let (sets, selecting, policies) = self.endpoints(input, &by_namespace, &mut out);
         unjudged(input, &by_namespace, &mut warnings);
         let live = self.live_sets(&sets);

@@ -2,7 +2,8 @@
 //!
 //! Nouns. A *selector id* numbers one distinct peer in use by a local pod's policy. A *class* is the set of
 //! selector ids that an address matches; class 0 matches none. A *set* is one pod's whole list of rules, content-addressed,
-//! immutable: pods with equal rules share it. A *rule id* names policy, direction and index. Numbers never change
+//! immutable: pods with equal rules share it. A *rule id* names policy, direction and index. A *share* is
+//! what one namespace's policies may take of the kernel's tables. Numbers never change
 //! meaning within the life of the kernel's maps: the [`Compiler`] interns them and only ever counts up.
 //!
 //! No I/O, no clock, no tokio, no aya.
@@ -18,6 +19,7 @@ mod room;
 mod rows;
 mod services;
 mod sets;
+mod share;
 mod warning;
 
 #[cfg(test)]
@@ -45,7 +47,7 @@ pub struct Input<'a> {
     pub node_addresses: &'a [IpAddr],
     /// Addresses that the datapath found in local pods' namespaces, by pod UID; they win over status.
     pub found: &'a HashMap<Arc<str>, Vec<IpAddr>>,
-    /// How many Service ports the kernel's table holds.
+    /// How many Service ports the kernel's table holds. Its tables of networks and of ports hold at least a third more each.
     pub room_for_services: usize,
     /// Instance number of everything that may be a remote or local end.
     pub instances: &'a dyn Instances,

@@ -6,6 +6,7 @@ mod property;
 mod scale;
 mod semantics;
 mod services;
+mod shares;
 mod transition;
 
 use std::cell::RefCell;
@@ -168,8 +169,13 @@ impl World {
 }
 
 fn compile(compiler: &mut Compiler, snapshot: &Snapshot, numbers: &Numbers) -> Compiled {
+    compile_with(compiler, snapshot, numbers, 1024)
+}
+
+/// Into tables of a size.
+fn compile_with(compiler: &mut Compiler, snapshot: &Snapshot, numbers: &Numbers, room_for_services: usize) -> Compiled {
     let (found, nodes) = (HashMap::new(), [NODE.parse().unwrap()]);
-    compiler.compile(&Input { snapshot, node: "n1", node_addresses: &nodes, found: &found, room_for_services: 1024, instances: numbers })
+    compiler.compile(&Input { snapshot, node: "n1", node_addresses: &nodes, found: &found, room_for_services, instances: numbers })
 }
 
 /// A pod on `n1` (`n2` where the name ends in `far`); `rest` continues the document.

@@ -41,6 +41,17 @@ impl Warning {
         Self { about: About { kind: "Service", namespace, name, uid: None }, reason: "BackendsDiffer", text }
     }
 
+    /// A policy goes beyond its namespace's share of the kernel's tables.
+    pub(super) fn too_large(policy: &NetworkPolicy, share: usize) -> Self {
+        let NetworkPolicy { namespace, name, .. } = policy;
+        let text = format!(
+            "NetworkPolicy {namespace}/{name} is too large: the policies of one namespace may name {share} networks and {share} ports or \
+             ranges of ports on a node, and with it they name more; it isolates the pods that it selects and allows nothing. Raise \
+             --memory-budget, or name fewer"
+        );
+        Self { about: about_policy(policy), reason: "PolicyTooLarge", text }
+    }
+
     /// Something about this node.
     pub(super) fn of_node(node: &str, reason: &'static str, text: String) -> Self {
         // As events of nodes bear it.
@@ -56,9 +67,9 @@ pub(super) fn unjudged(input: &Input<'_>, by_namespace: &ByNamespace, warnings: 
         let policies = by_namespace.get(&pod.namespace).into_iter().flatten();
         for policy in policies.filter(|policy| policy.pod_selector.matches(&pod.labels)) {
             if said.insert(Arc::as_ptr(policy)) {
-                let NetworkPolicy { namespace, name, uid, .. } = &**policy;
+                let NetworkPolicy { namespace, name, .. } = &**policy;
                 warnings.push(Warning {
-                    about: About { kind: "NetworkPolicy", namespace: namespace.clone(), name: name.clone(), uid: uid.clone() },
+                    about: about_policy(policy),
                     reason: "PodsNotCovered",
                     text: format!(
                         "NetworkPolicy {namespace}/{name} selects {}, which uses the node's network: its flows are recorded, not judged",
@@ -68,6 +79,11 @@ pub(super) fn unjudged(input: &Input<'_>, by_namespace: &ByNamespace, warnings: 
             }
         }
     }
+}
+
+fn about_policy(policy: &NetworkPolicy) -> About {
+    let NetworkPolicy { namespace, name, uid, .. } = policy;
+    About { kind: "NetworkPolicy", namespace: namespace.clone(), name: name.clone(), uid: uid.clone() }
 }
 
 fn about_pod(pod: &Pod) -> About {
