@@ -10,7 +10,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use sekisho_core::layout::{AddressEntry, Vip, VipKey, address_flags};
 
-use super::blocks::Blocks;
+use super::alike::Alike;
+use super::blocks::{Blocks, List};
 use super::explain::Explainer;
 use super::interner::Interner;
 use super::peers::{Groups, Peer};
@@ -268,7 +269,8 @@ fn pod_addresses<'a>(input: &Input<'a>, pod: &'a Pod) -> &'a [IpAddr] {
 struct Addresses<'i, 'a> {
     input: &'i Input<'a>,
     blocks: Blocks,
-    active: BTreeMap<u32, Arc<Peer>>,
+    /// Peers, each with the selector that stands for it.
+    active: Vec<(u32, Arc<Peer>)>,
     /// `(name, protocol)` that egress rules ask for.
     names: BTreeSet<(Arc<str>, u8)>,
     owners: HashMap<IpAddr, Arc<Pod>>,
@@ -279,7 +281,8 @@ struct Addresses<'i, 'a> {
 
 impl<'i, 'a> Addresses<'i, 'a> {
     fn of(input: &'i Input<'a>, live: &BTreeMap<u32, Arc<Set>>, numbers: &Numbers) -> Self {
-        let active: BTreeMap<u32, Arc<Peer>> = numbers.active.iter().map(|(id, peer)| (*id, peer.clone())).collect();
+        let alike = Alike::of(live);
+        let active: Vec<(u32, Arc<Peer>)> = numbers.active.iter().filter_map(|(id, peer)| Some((alike.one(*id)?, peer.clone()))).collect();
         let blocks = active.iter().filter_map(|(id, peer)| match &**peer {
             Peer::Block(cidr, except) => Some((*id, cidr, &**except)),
             _ => None,
@@ -310,7 +313,7 @@ impl<'i, 'a> Addresses<'i, 'a> {
     }
 
     fn plain(&mut self, classes: &mut Interner<Class>, address: IpAddr) -> u32 {
-        let selectors = self.blocks.of_address(address).to_vec();
+        let selectors = self.blocks.of_address(address).clone();
         self.class(classes, Class::Address { selectors, named: NamedPorts::new() })
     }
 
@@ -326,6 +329,7 @@ impl<'i, 'a> Addresses<'i, 'a> {
         for (id, peer) in &self.active {
             groups.select(*id, peer, &snapshot.namespaces);
         }
+        groups.sort();
         // What is only announced comes last, and takes no address from anyone.
         let is_announced = |pod: &Pod| pod.ips.is_empty() && !pod.announced.is_empty();
         pods.sort_by_key(|(pod, _)| is_announced(pod));
@@ -350,7 +354,8 @@ impl<'i, 'a> Addresses<'i, 'a> {
                 let mut selectors = groups.selectors(group).to_vec();
                 selectors.extend_from_slice(self.blocks.of_address(*address));
                 selectors.sort_unstable();
-                let class = self.class(classes, Class::Address { selectors, named: named.clone() });
+                selectors.dedup();
+                let class = self.class(classes, Class::Address { selectors: selectors.into(), named: named.clone() });
                 self.of_address.insert(*address, class);
                 self.owners.insert(*address, pod.clone());
                 out.addresses.insert(mapped(*address), AddressEntry { class, instance, flags: address_flags::POD });
@@ -394,7 +399,7 @@ impl<'i, 'a> Addresses<'i, 'a> {
     }
 
     fn cidrs(&mut self, classes: &mut Interner<Class>, out: &mut Tables) {
-        let lists: Vec<(IpNet, Vec<u32>)> = self.blocks.prefixes().map(|(prefix, list)| (*prefix, list.to_vec())).collect();
+        let lists: Vec<(IpNet, List)> = self.blocks.prefixes().map(|(prefix, list)| (*prefix, list.clone())).collect();
         for (prefix, selectors) in lists {
             let class = self.class(classes, Class::Address { selectors, named: NamedPorts::new() });
             let length = prefix.prefix_len() + if prefix.addr().is_ipv4() { 96 } else { 0 };

@@ -1,13 +1,14 @@
 //! Policy as a pure function: a [`Snapshot`](crate::inventory::Snapshot) in, verdict tables out.
 //!
-//! Nouns. A *selector id* numbers one distinct peer in use by a local pod's policy. A *class* is the set of
-//! selector ids that an address matches; class 0 matches none. A *set* is one pod's whole list of rules, content-addressed,
-//! immutable: pods with equal rules share it. A *rule id* names policy, direction and index. A *share* is
-//! what one namespace's policies may take of the kernel's tables. Numbers never change
-//! meaning within the life of the kernel's maps: the [`Compiler`] interns them and only ever counts up.
+//! Nouns. A *selector id* numbers one distinct peer in use by a local pod's policy. A *class* is the set of selector ids that
+//! an address matches, one for all that rules in use do not tell apart; class 0 matches none. A *set* is one pod's whole list
+//! of rules, content-addressed, immutable: pods with equal rules share it. A *rule id* names policy, direction and index. A
+//! *share* is what one namespace's policies may take of the kernel's tables. Numbers never change meaning within the life of
+//! the kernel's maps: the [`Compiler`] interns them and only ever counts up.
 //!
 //! No I/O, no clock, no tokio, no aya.
 
+mod alike;
 mod blocks;
 mod compiler;
 mod explain;

@@ -85,7 +85,7 @@ impl Groups {
         &self.all[group].selectors
     }
 
-    /// Notes which groups `peer` selects. Ids must come in ascending order.
+    /// Notes which groups `peer` selects; several peers may have one id.
     pub(super) fn select(&mut self, id: u32, peer: &Peer, namespaces: &BTreeMap<Arc<str>, Arc<Namespace>>) {
         let (own, wanted, pods) = match peer {
             Peer::Own(namespace, pods) => (Some(namespace), None, pods),
@@ -103,6 +103,14 @@ impl Groups {
             if in_namespace(&group.namespace) && pods.matches(&group.labels) {
                 group.selectors.push(id);
             }
+        }
+    }
+
+    /// Brings the selectors of all groups into order.
+    pub(super) fn sort(&mut self) {
+        for group in &mut self.all {
+            group.selectors.sort_unstable();
+            group.selectors.dedup();
         }
     }
 

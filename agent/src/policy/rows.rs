@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sekisho_core::layout::{PortKey, RuleKey, Rules};
 
 use super::Tables;
+use super::blocks::List;
 use super::interner::Interner;
 use super::ports::{self, PortRange, Table};
 use super::sets::{Ports, Set};
@@ -16,12 +17,8 @@ pub(super) type NamedPorts = Vec<((Arc<str>, u8), Vec<u16>)>;
 /// What rules can tell about an address, or about a Service port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Class {
-    /// Addresses that match exactly these selectors.
-    Address {
-        /// Ascending.
-        selectors: Vec<u32>,
-        named: NamedPorts,
-    },
+    /// Addresses that match exactly these selectors, of those that rules in use tell apart.
+    Address { selectors: List, named: NamedPorts },
     /// Backends that a Service port stands for: `(class, port, protocol)`, ascending, distinct.
     Service(Vec<(u32, u16, u8)>),
 }

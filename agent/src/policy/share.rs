@@ -4,19 +4,20 @@
 //! anyone. What goes beyond a share is refused, the largest policies first, and fails closed: a refused policy isolates
 //! the pods that it selects as before, and allows nothing. A policy counts where it selects a pod of this node.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Input;
+use super::blocks::weigh;
 use super::compiler::{ByNamespace, local_pods};
 use super::ports::{PortRange, table};
 use super::warning::Warning;
 use crate::inventory::{NetworkPolicy, Pod, PolicyPeer, PolicyPort, PolicyRule, PortMatch};
 
-/// Most prefixes that a range of ports can take: two of each length but the two longest.
-const WORST_RANGE: usize = 30;
+/// Rules that may overlap at each network of a share. The compiler keeps a list of rules for every network.
+const OVERLAPPING: usize = 64;
 
 /// How much of each table one namespace may take: a quarter. A policy may change wholly, and change again at once: then
 /// three versions of it are in the kernel's tables for a moment. That of Service ports is the smallest of the three tables; the
@@ -31,20 +32,24 @@ pub(super) fn within_shares(input: &Input<'_>, by_namespace: &mut ByNamespace, w
     let mut local: Option<BTreeMap<&str, Vec<&Pod>>> = None;
     for (namespace, policies) in by_namespace {
         // Nearly all namespaces are far below.
-        if policies.iter().map(|policy| most(policy)).sum::<usize>() <= share {
+        let mut most = Size::default();
+        for policy in policies.iter() {
+            most.add(&Size::most(policy));
+        }
+        if most.fits(share) {
             continue;
         }
         let local = local.get_or_insert_with(|| pods_by_namespace(input));
         let pods = local.get(&**namespace).map_or(&[][..], Vec::as_slice);
         let mut used = Used::default();
-        let mut weighed: Vec<(usize, &mut Arc<NetworkPolicy>)> = policies
+        let mut weighed: Vec<(Size, &mut Arc<NetworkPolicy>)> = policies
             .iter_mut()
             .filter(|policy| pods.iter().any(|pod| policy.pod_selector.matches(&pod.labels)))
-            .map(|policy| (networks(policy).collect::<HashSet<_>>().len() + ports(policy), policy))
+            .map(|policy| (Size::of(policy, share), policy))
             .collect();
-        weighed.sort_by(|(one, a), (other, b)| (one, &a.name).cmp(&(other, &b.name)));
-        for (_, policy) in weighed {
-            if !used.take(policy, share) {
+        weighed.sort_by(|(one, a), (other, b)| (one.total(), &a.name).cmp(&(other.total(), &b.name)));
+        for (size, policy) in weighed {
+            if !used.take(policy, size, share) {
                 warnings.push(Warning::too_large(policy, share));
                 *policy = Arc::new(closed(policy));
             }
@@ -52,23 +57,64 @@ pub(super) fn within_shares(input: &Input<'_>, by_namespace: &mut ByNamespace, w
     }
 }
 
+/// What policies take.
+#[derive(Clone, Copy, Default)]
+struct Size {
+    networks: usize,
+    /// Prefixes of ports.
+    ports: usize,
+    /// Rules that name networks.
+    rules: usize,
+}
+
+impl Size {
+    /// A policy alone. What is far beyond a share is not counted to its end.
+    fn of(policy: &NetworkPolicy, share: usize) -> Self {
+        let distinct: HashSet<IpNet> = networks(policy).collect();
+        Self { networks: distinct.len(), ports: ports(policy, share), rules: rules(policy).filter(|rule| blocks(rule) > 0).count() }
+    }
+
+    /// No less than that, found without comparing networks and ports.
+    fn most(policy: &NetworkPolicy) -> Self {
+        let networks = rules(policy).map(blocks).sum();
+        let ports: usize = rules(policy).flat_map(|rule| &rule.ports).map(prefixes).sum();
+        Self { networks, ports: (networks + 1) * ports, rules: rules(policy).filter(|rule| blocks(rule) > 0).count() }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.networks += other.networks;
+        self.ports += other.ports;
+        self.rules += other.rules;
+    }
+
+    fn total(&self) -> usize {
+        self.networks + self.ports
+    }
+
+    fn fits(&self, share: usize) -> bool {
+        self.networks <= share && self.ports <= share && self.networks * self.rules <= OVERLAPPING * share
+    }
+}
+
 /// What the policies of a namespace take together.
 #[derive(Default)]
 struct Used {
-    networks: BTreeSet<IpNet>,
-    ports: usize,
+    size: Size,
+    networks: HashSet<IpNet>,
 }
 
 impl Used {
     /// Adds a policy if there is room for it.
-    fn take(&mut self, policy: &NetworkPolicy, share: usize) -> bool {
+    fn take(&mut self, policy: &NetworkPolicy, size: Size, share: usize) -> bool {
         let new: HashSet<IpNet> = networks(policy).filter(|network| !self.networks.contains(network)).collect();
-        let ports = self.ports + ports(policy);
-        if self.networks.len() + new.len() > share || ports > share {
+        let mut next = self.size;
+        // Networks that are named already take nothing more.
+        next.add(&Size { networks: new.len(), ..size });
+        if !next.fits(share) {
             return false;
         }
+        self.size = next;
         self.networks.extend(new);
-        self.ports = ports;
         true
     }
 }
@@ -107,8 +153,34 @@ fn networks(policy: &NetworkPolicy) -> impl Iterator<Item = IpNet> {
     })
 }
 
-/// Prefixes that the ports of its rules take.
-fn ports(policy: &NetworkPolicy) -> usize {
+/// Networks that a rule names.
+fn blocks(rule: &PolicyRule) -> usize {
+    let named = rule.peers.iter().map(|peer| match peer {
+        PolicyPeer::Block { except, .. } => 1 + except.len(),
+        PolicyPeer::Pods { .. } => 0,
+    });
+    named.sum()
+}
+
+/// Prefixes that the ports of a policy's rules take. Where rules overlap, the kernel has a table of all their ports.
+fn ports(policy: &NetworkPolicy, share: usize) -> usize {
+    let weights: Vec<usize> = rules(policy).map(ports_of_rule).collect();
+    let everywhere = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
+    // The others add nothing.
+    let with_ports = (0u32..).zip(rules(policy)).filter(|(_, rule)| !rule.ports.is_empty());
+    let blocks = with_ports.flat_map(|(id, rule)| {
+        let everyone = everywhere.iter().filter(|_| rule.peers.is_empty()).map(move |all| (id, all, &[][..]));
+        let named = rule.peers.iter().filter_map(move |peer| match peer {
+            PolicyPeer::Block { cidr, except } => Some((id, cidr, &**except)),
+            PolicyPeer::Pods { .. } => None,
+        });
+        everyone.chain(named)
+    });
+    let together = weigh(blocks, |id| weights.get(id as usize).copied().unwrap_or(0), share);
+    together.max(weights.iter().sum())
+}
+
+fn ports_of_rule(rule: &PolicyRule) -> usize {
     let range = |port: &PolicyPort| {
         let (first, last) = match port.port {
             PortMatch::All => (0, u16::MAX),
@@ -118,23 +190,34 @@ fn ports(policy: &NetworkPolicy) -> usize {
         };
         Some(PortRange { protocol: port.protocol, first, last })
     };
-    let of_rule = |rule: &PolicyRule| {
-        let ranges: Vec<PortRange> = rule.ports.iter().filter_map(range).collect();
-        rule.ports.len() - ranges.len() + table(&[(1, ranges)]).len()
-    };
-    rules(policy).map(of_rule).sum()
+    let ranges: Vec<PortRange> = rule.ports.iter().filter_map(range).collect();
+    rule.ports.len() - ranges.len() + table(&[(1, ranges)]).len()
 }
 
-/// No less than its networks and its prefixes of ports, found without looking at them.
-fn most(policy: &NetworkPolicy) -> usize {
-    let blocks = |peer: &PolicyPeer| match peer {
-        PolicyPeer::Block { except, .. } => 1 + except.len(),
-        PolicyPeer::Pods { .. } => 0,
-    };
-    let prefixes = |port: &PolicyPort| match port.port {
-        PortMatch::Range(first, last) if first < last => WORST_RANGE,
-        _ => 1,
-    };
-    let of_rule = |rule: &PolicyRule| rule.peers.iter().map(blocks).sum::<usize>() + rule.ports.iter().map(prefixes).sum::<usize>();
-    rules(policy).map(of_rule).sum()
+/// Prefixes of one entry.
+fn prefixes(port: &PolicyPort) -> usize {
+    let PortMatch::Range(first, last) = port.port else { return 1 };
+    let (mut next, end, mut count) = (u32::from(first), u32::from(last) + 1, 0);
+    while next < end {
+        // The longest step that begins here and ends within.
+        next += (1 << next.trailing_zeros().min(16)).min(1 << (end - next).ilog2());
+        count += 1;
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_range_takes_as_many_prefixes_as_its_table_has(first in any::<u16>(), more in any::<u16>()) {
+            let last = first.saturating_add(more);
+            let entry = PolicyPort { protocol: 6, port: PortMatch::Range(first, last) };
+            prop_assert_eq!(prefixes(&entry), table(&[(1, vec![PortRange { protocol: 6, first, last }])]).len());
+        }
+    }
 }

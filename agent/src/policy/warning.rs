@@ -45,9 +45,9 @@ impl Warning {
     pub(super) fn too_large(policy: &NetworkPolicy, share: usize) -> Self {
         let NetworkPolicy { namespace, name, .. } = policy;
         let text = format!(
-            "NetworkPolicy {namespace}/{name} is too large: the policies of one namespace may name {share} networks and {share} ports or \
-             ranges of ports on a node, and with it they name more; it isolates the pods that it selects and allows nothing. Raise \
-             --memory-budget, or name fewer"
+            "NetworkPolicy {namespace}/{name} is too large: with it the policies of its namespace would take more than one namespace may of \
+             this node's tables ({share} networks, {share} ranges of ports); it isolates the pods that it selects and allows nothing. Name \
+             fewer networks, ports or rules, or raise --memory-budget"
         );
         Self { about: about_policy(policy), reason: "PolicyTooLarge", text }
     }
