@@ -139,6 +139,7 @@ pub struct Pod {
     place: Place,
     spec: PodSpec,
     uid: String,
+    number: u8,
     addresses: Vec<IpAddr>,
     interface: Option<String>,
     cgroup: PathBuf,
@@ -191,7 +192,7 @@ impl Pod {
             lab.manifest(&format!("pod-{file}"), &manifest::pod(&spec, &uid, &addresses, NODE_NAME))?;
         }
         let (node, directory) = (lab.node().netns().clone(), lab.directory().to_owned());
-        Ok(Self { place, spec, uid, addresses, interface, cgroup, node, directory, pause })
+        Ok(Self { place, spec, uid, number, addresses, interface, cgroup, node, directory, pause })
     }
 
     /// Its Kubernetes namespace.
@@ -227,6 +228,16 @@ impl Pod {
     /// The host side of its veth, by name in the node's namespace; absent with `hostNetwork`.
     pub fn interface(&self) -> Option<&str> {
         self.interface.as_deref()
+    }
+
+    /// Takes its interface away, and gives it one that is joined in another way. Its processes and addresses stay.
+    pub fn rewire(&mut self, lab: &Lab, layout: Layout) -> Result<()> {
+        let number = self.number;
+        self.place.netns().within(|| netlink::remove("eth0").context("the pod's interface is gone already"))?;
+        let interface = format!("veth{number}");
+        wire(lab, self.place.netns(), &interface, layout, &self.addresses, number)?;
+        self.interface = (layout != Layout::Elsewhere).then_some(interface);
+        Ok(())
     }
 
     /// Lets it run on by itself; the lab ends it when it goes.

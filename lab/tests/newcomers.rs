@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sekisho_lab::{Agent, Heading, Lab, Pod, PodSpec, Running, Sniffer, Start, counts_are_the_wires, first, newcomer, starts, tool, until};
+use sekisho_lab::{
+    Agent, Heading, Lab, Layout, Pod, PodSpec, Running, Sniffer, Start, counts_are_the_wires, first, newcomer, starts, tool, until,
+};
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(15);
@@ -104,6 +106,31 @@ fn attach(agent: &Agent, pod: &str) -> Result<String> {
     let endpoints = status["endpoints"].as_array().context("status lists endpoints")?;
     let endpoint = endpoints.iter().find(|endpoint| endpoint["pod"]["name"] == pod).with_context(|| format!("no {pod}: {endpoints:?}"))?;
     Ok(endpoint["attach"].as_str().context("an endpoint says how it is attached")?.to_owned())
+}
+
+/// A pod whose network comes after its process, so that it was watched at its control group: it is watched at its interface then,
+/// and nobody could speak in between.
+#[test]
+fn a_pod_that_gets_an_interface_moves_there_without_a_gap() -> Result<()> {
+    const PODS: usize = 10;
+    let lab = Lab::new("newcomers-move")?;
+    let (server, _serving) = server(&lab)?;
+    let agent = Agent::start(&lab, &["--posture", "hold"])?;
+    let wire = Sniffer::start(server.netns(), "eth0")?;
+    let target = format!("{}:53", server.v4());
+    let mut senders = Vec::new();
+    for number in 0..PODS {
+        let name = format!("mover-{number}");
+        let mut pod = lab.pod(newcomer("denied", &name).layout(Layout::Elsewhere))?;
+        until(LIMIT, "it is watched at its control group", || Ok(attach(&agent, &name)? == "cgroup"))?;
+        let _sending = pod.spawn(tool::binary()?, &["knock", &target, "1000000", "20000"])?;
+        pod.rewire(&lab, Layout::PointToPoint)?;
+        until(LIMIT, "it is watched at its interface", || Ok(["tcx", "clsact"].contains(&attach(&agent, &name)?.as_str())))?;
+        senders.push(pod.v4());
+    }
+    let arrived = wire.total(|flow| flow.heading == Heading::In && flow.protocol == 17 && senders.contains(&flow.source.0))?;
+    ensure!(arrived.packets == 0, "{arrived:?} of a pod that may not speak arrived");
+    Ok(())
 }
 
 /// A pod that has come in a hurry gets its lasting hooks under traffic: nothing breaks, and no packet is counted twice or not at

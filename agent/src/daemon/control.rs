@@ -24,6 +24,8 @@ pub(super) enum Command {
     Mode(Option<u32>, Sender<Result<proto::ModeResponse, Refusal>>),
     /// Look whether pods, interfaces or addresses of this node have come or gone.
     Look,
+    /// Look whether the source has another snapshot.
+    News,
     /// End in order.
     Stop,
 }

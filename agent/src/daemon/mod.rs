@@ -13,6 +13,7 @@ mod policy;
 mod pump;
 mod rest;
 mod status;
+mod timers;
 mod translate;
 
 use std::path::Path;
@@ -85,6 +86,7 @@ fn run(args: &AgentArgs) -> Result<(), Failure> {
     let (control, commands) = Control::new();
     lookout::start(control.sender());
     let pump = Pump::open(args, commands, control.shared())?;
+    pump.wake_on_news(control.sender());
     let control = Arc::new(control.with_book(pump.book(), pump.header()));
     let sink = sink
         .map(|sink| export::spawn(Box::new(sink), &pump.book(), (*pump.header()).clone()))

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::pump::{Pump, now};
 use crate::api::Refusal;
 use crate::cli::Posture;
-use crate::datapath::ChangeKind;
+use crate::datapath::{ChangeKind, Look};
 use crate::flow::{Body, EndpointView, Explainer};
 use crate::inventory::{Pod, Snapshot};
 use crate::policy::{self, Compiled, Decision, Input, Question};
@@ -29,12 +29,13 @@ impl Explainer for Compiled {
 }
 
 impl Pump {
-    /// Takes the snapshot over: local pods, policy, identities.
-    pub(super) fn take_snapshot(&mut self) {
+    /// Takes the snapshot over: local pods, policy, identities. Tells whether all pods were looked at.
+    pub(super) fn take_snapshot(&mut self) -> bool {
         self.synced = true;
         self.local = self.local_pods(&self.snapshot).cloned().collect();
-        self.reconcile();
+        let look = self.reconcile();
         self.compile();
+        look.whole
     }
 
     /// Pods of this node that still have their addresses.
@@ -43,19 +44,27 @@ impl Pump {
         snapshot.pods.values().filter(move |pod| pod_is_here(pod, node))
     }
 
-    /// Looks whether pods, interfaces or addresses of this node have come or gone.
-    pub(super) fn look_for_pods(&mut self) {
+    /// Looks whether pods, interfaces or addresses of this node have come or gone. Tells whether all pods were looked at.
+    pub(super) fn look_for_pods(&mut self) -> bool {
+        let look = self.reconcile();
+        let moved = look.whole && self.node_moved();
+        if !look.changes.is_empty() || moved || self.retry.is_some_and(|at| Instant::now() >= at) {
+            self.compile();
+        }
+        look.whole
+    }
+
+    /// Whether the node's addresses are others now.
+    fn node_moved(&mut self) -> bool {
         let addresses = self.datapath.node_addresses();
         let moved = addresses != self.node_addresses;
         self.node_addresses = addresses;
-        if self.reconcile() || moved || self.retry.is_some_and(|at| Instant::now() >= at) {
-            self.compile();
-        }
+        moved
     }
 
-    fn reconcile(&mut self) -> bool {
-        let changes = self.datapath.reconcile(&self.local);
-        for change in &changes {
+    fn reconcile(&mut self) -> Look {
+        let look = self.datapath.reconcile(&self.local);
+        for change in &look.changes {
             let pod = self.pod_text(&change.uid);
             match change.kind {
                 ChangeKind::Gone => {
@@ -72,7 +81,7 @@ impl Pump {
             .filter(|e| !e.addresses.is_empty() && !e.host_network)
             .map(|e| (e.uid.clone(), e.addresses.clone()))
             .collect();
-        !changes.is_empty()
+        look
     }
 
     /// Compiles the snapshot and puts the outcome in force, or keeps what is in force and says why.

@@ -1,12 +1,12 @@
 //! The pump: one thread that owns the datapath, the policy compiler, the flow engine and the detections.
 //!
-//! It turns on a short beat: a changed manifest is in the kernel within a beat, an event in the book within one. What is rarer has a
-//! period of its own, each a [`Timer`].
+//! It turns on a short beat, and at once when the source or the lookout has news: an event is in the book within a beat. What is rarer
+//! has a period of its own, see [`Timers`].
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use sekisho_core::layout::{self, FlowEvent};
@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use super::control::{Command, Shared};
 use super::kernel::Asked;
 use super::rest::{Rest, processor_time};
+use super::timers::{BEAT, Timers};
 use super::translate::Translator;
 use crate::cli::{AgentArgs, Exit, Failure, Mode, Origin, TcBackend};
 use crate::datapath::{self, Coverage, Datapath, Options};
@@ -23,49 +24,6 @@ use crate::detect::Detector;
 use crate::flow::{Body, Book, BootSeed, Context, Directory, Engine, Header, Journal, KernelTally, Ledger, Now, RunState, Settings};
 use crate::inventory::{Pod, Snapshot, Source, files, kube};
 use crate::policy::{Compiled, Compiler, Instances as _};
-
-/// How often rings are read and changes looked for.
-const BEAT: Duration = Duration::from_millis(10);
-/// How long closed flows may wait for their end beyond their linger.
-const REAP: Duration = Duration::from_millis(100);
-/// How often the flow tables are walked, and what part of the time that may take: great tables are walked less often.
-const SWEEP: Duration = Duration::from_secs(2);
-const SWEEP_SHARE: u32 = 100;
-const SWEEP_RAREST: Duration = Duration::from_secs(5);
-/// How often attachments and coverage are checked.
-const CHECK: Duration = Duration::from_secs(2);
-/// How often one of the pods that came in a hurry settles, if missing ones are looked for no oftener, and nothing changed for so long.
-const SETTLE: Duration = Duration::from_millis(500);
-const UNHURRIED: Duration = Duration::from_secs(2);
-const CALM: Duration = Duration::from_millis(300);
-/// How often pods are looked for without being woken, when some are missing first and otherwise.
-const LOOK_MISSING: Duration = Duration::from_millis(200);
-const LOOK: Duration = Duration::from_secs(5);
-/// How often the run's progress is written down for the next run.
-const NOTE: Duration = Duration::from_secs(1);
-/// How often the journal forgets.
-const FORGET: Duration = Duration::from_secs(60);
-
-/// Something with a period.
-struct Timer {
-    period: Duration,
-    due: Instant,
-}
-
-impl Timer {
-    fn every(period: Duration) -> Self {
-        Self { period, due: Instant::now() + period }
-    }
-
-    /// Whether it is due; if so, it is set again.
-    fn rings(&mut self, now: Instant) -> bool {
-        let rings = now >= self.due;
-        if rings {
-            self.due = now + self.period;
-        }
-        rings
-    }
-}
 
 /// See the module.
 pub(super) struct Pump {
@@ -187,6 +145,12 @@ impl Pump {
         Ok(pump)
     }
 
+    /// Turns at once when the source has news.
+    pub(super) fn wake_on_news(&self, commands: Sender<Command>) {
+        // A pump that has ended needs no waking.
+        self.source.on_news(Box::new(move || drop(commands.send(Command::News))));
+    }
+
     pub(super) fn book(&self) -> Arc<Book> {
         self.book.clone()
     }
@@ -205,6 +169,7 @@ impl Pump {
                 match command {
                     Command::Stop => return self.end(),
                     Command::Look => self.woken = true,
+                    Command::News => {}
                     command => self.answer(command),
                 }
                 next = self.commands.recv_timeout(Duration::ZERO);
@@ -229,13 +194,12 @@ impl Pump {
         if timers.sweep.rings(instant) {
             let began = Instant::now();
             self.sweep(now);
-            timers.sweep = Timer::every((began.elapsed() * SWEEP_SHARE).clamp(SWEEP, SWEEP_RAREST));
+            timers.swept(began.elapsed());
         }
-        if timers.check.rings(instant) {
-            self.check();
+        if timers.check.rings(instant) && !self.check() {
+            timers.check_on(instant);
         }
-        // One that is missing for long is not waited for; a change of policy must not wait for this.
-        if timers.settle.rings(instant) && timers.look.period >= UNHURRIED && self.rest.quiet_for(instant) >= CALM {
+        if timers.may_settle(instant, self.rest.quiet_for(instant)) {
             self.datapath.settle_one();
         }
         if timers.ledger.rings(instant) {
@@ -271,22 +235,18 @@ impl Pump {
     fn look_for_changes(&mut self, timers: &mut Timers, instant: Instant) {
         let next = Some(self.source.current()).filter(|s| s.generation != self.snapshot.generation && self.may_take(s, instant));
         let news = std::mem::take(&mut self.woken) || next.is_some();
-        if let Some(next) = next {
+        let whole = if let Some(next) = next {
             self.snapshot = next;
             let before = processor_time();
-            self.take_snapshot();
+            let whole = self.take_snapshot();
             self.rest_from(Instant::now(), processor_time().saturating_sub(before));
-        } else if !self.synced {
-            return;
-        } else if news || timers.look.rings(instant) {
-            self.look_for_pods();
+            whole
+        } else if self.synced && (news || timers.look.rings(instant)) {
+            self.look_for_pods()
         } else {
             return;
-        }
-        let missing = self.datapath.endpoints().any(|e| !e.ready);
-        // One that never starts is looked for less and less: the lookout wakes when there is something new.
-        let again = if news { LOOK_MISSING } else { (timers.look.period * 2).min(LOOK) };
-        timers.look = Timer::every(if missing { again } else { LOOK });
+        };
+        timers.looked(news, self.datapath.endpoints().any(|e| !e.ready), whole);
     }
 
     /// Reads the rings into records.
@@ -341,15 +301,18 @@ impl Pump {
         }
     }
 
-    /// Has the attachments checked and says what was found.
-    fn check(&mut self) {
+    /// Has some attachments checked and says what was found; `false` where there are more.
+    fn check(&mut self) -> bool {
         self.notice_mode();
         if !self.synced {
-            return;
+            return true;
         }
-        let found = self.datapath.check();
-        let changed = !found.is_empty();
-        for event in found {
+        let check = self.datapath.check();
+        let changed = !check.events.is_empty();
+        for event in check.events {
+            if let Some(number) = event.former {
+                self.engine.on_endpoint_gone(number);
+            }
             warn!(interface = event.interface.as_deref(), "{}: {}", self.pod_text(&event.uid), event.message);
             let coverage = proto::Coverage {
                 event: event.event.to_owned(),
@@ -365,6 +328,7 @@ impl Pump {
             self.tell_endpoints();
         }
         self.tell_ready();
+        check.through
     }
 
     /// The pod by name where it is known.
@@ -394,7 +358,7 @@ impl Pump {
             Command::Status(answer) => drop(answer.send(self.status())),
             Command::Explain(request, answer) => drop(answer.send(self.explain(&request))),
             Command::Mode(set, answer) => drop(answer.send(self.mode(set))),
-            Command::Look | Command::Stop => {}
+            Command::Look | Command::News | Command::Stop => {}
         }
     }
 
@@ -441,32 +405,6 @@ fn open_source(args: &AgentArgs) -> Result<Source, Failure> {
         Some(Origin::Folder(folder)) => Ok(Source::Files(files::Source::start(&folder).map_err(|e| cannot(&e))?)),
         Some(Origin::Cluster(access)) => Ok(Source::Kube(kube::Source::start(&access, &args.node_name).map_err(|e| cannot(&e))?)),
         None => Err(Failure::new(Exit::Usage, "neither manifests nor an API server to learn the cluster from")),
-    }
-}
-
-struct Timers {
-    reap: Timer,
-    sweep: Timer,
-    check: Timer,
-    settle: Timer,
-    look: Timer,
-    ledger: Timer,
-    note: Timer,
-    forget: Timer,
-}
-
-impl Timers {
-    fn new(ledger: Duration) -> Self {
-        Self {
-            reap: Timer::every(REAP),
-            sweep: Timer::every(SWEEP),
-            check: Timer::every(CHECK),
-            settle: Timer::every(SETTLE),
-            look: Timer::every(LOOK_MISSING),
-            ledger: Timer::every(ledger),
-            note: Timer::every(NOTE),
-            forget: Timer::every(FORGET),
-        }
     }
 }
 

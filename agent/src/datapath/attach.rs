@@ -261,15 +261,14 @@ impl Attacher {
         Ok(())
     }
 
-    /// Removes links of ours whose device or cgroup is gone, or whose name does not pass `keep`.
-    pub(super) fn sweep(&self, keep: &dyn Fn(&str) -> bool) -> io::Result<()> {
+    /// Removes links of ours that are no endpoint's, as `ours` says where the name tells, and others whose group is gone.
+    pub(super) fn sweep(&self, ours: &dyn Fn(&str) -> Option<bool>) -> io::Result<()> {
         for name in pins(&self.links) {
-            if name.starts_with("root-") {
-                continue;
-            }
-            let gone = usable(&self.links.join(&name), &|info| info.ifindex != 0)?.is_none();
-            if !gone && !keep(&name) {
-                self.unpin(|pinned| pinned == name)?;
+            match ours(&name) {
+                // How it is with an endpoint's its check sees.
+                Some(true) => {}
+                Some(false) => self.unpin(|pinned| pinned == name)?,
+                None => drop(usable(&self.links.join(&name), &|info| info.ifindex != 0)?),
             }
         }
         Ok(())

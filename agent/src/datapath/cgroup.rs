@@ -15,6 +15,8 @@ use std::sync::Arc;
 const DEPTH: usize = 4;
 /// Directories above a pod's that are looked into.
 const TREE_DEPTH: usize = 12;
+/// Directories between the group of all pods and a pod's: that of its class.
+const CLASSES: usize = 1;
 /// Every level that the kernel programs look at.
 const ALL_LEVELS: u32 = 0xfffe;
 
@@ -78,24 +80,44 @@ impl Hierarchy {
 
     /// Every directory that names a pod, by the names that pods may have: their UID, or their configuration's hash.
     pub(super) fn pods(&self, wanted: &HashMap<String, Arc<str>>) -> HashMap<Arc<str>, PodCgroup> {
-        let mut found = HashMap::new();
+        let mut search = Search { wanted, within_pods: true, found: HashMap::new() };
         if !wanted.is_empty() {
-            walk(&self.mount, self.above, TREE_DEPTH, wanted, &mut found);
+            search.walk(&self.mount, self.above, TREE_DEPTH);
         }
-        found
+        search.found
     }
 }
 
-/// Directories of wanted pods in `dir` and below.
-fn walk(dir: &Path, above: Option<u32>, depth: usize, wanted: &HashMap<String, Arc<str>>, found: &mut HashMap<Arc<str>, PodCgroup>) {
-    let level = above.map(|above| above + 1);
-    for (name, path) in subdirectories(dir) {
-        if let Some(uid) = pod_name(&name).and_then(|name| wanted.get(&name)) {
-            if let Ok(metadata) = fs::metadata(&path) {
-                found.entry(Arc::clone(uid)).or_insert(PodCgroup { path, id: metadata.ino(), level });
+/// The same, in the groups that are known to contain all pods only.
+pub(super) fn pods_in<'a>(groups: impl Iterator<Item = &'a PodCgroup>, wanted: &HashMap<String, Arc<str>>) -> HashMap<Arc<str>, PodCgroup> {
+    let mut search = Search { wanted, within_pods: false, found: HashMap::new() };
+    if !wanted.is_empty() {
+        groups.for_each(|group| search.walk(&group.path, group.level, CLASSES));
+    }
+    search.found
+}
+
+/// A walk along the tree for pods.
+struct Search<'a> {
+    wanted: &'a HashMap<String, Arc<str>>,
+    /// Directories of other pods may contain a node with pods of its own.
+    within_pods: bool,
+    found: HashMap<Arc<str>, PodCgroup>,
+}
+
+impl Search<'_> {
+    /// Looks into `dir`, which lies at `level`.
+    fn walk(&mut self, dir: &Path, level: Option<u32>, depth: usize) {
+        let level = level.map(|level| level + 1);
+        for (name, path) in subdirectories(dir) {
+            let pod = pod_name(&name);
+            if let Some(uid) = pod.as_ref().and_then(|name| self.wanted.get(name)) {
+                if let Ok(metadata) = fs::metadata(&path) {
+                    self.found.entry(Arc::clone(uid)).or_insert(PodCgroup { path, id: metadata.ino(), level });
+                }
+            } else if depth > 0 && (self.within_pods || pod.is_none()) {
+                self.walk(&path, level, depth - 1);
             }
-        } else if depth > 0 {
-            walk(&path, level, depth - 1, wanted, found);
         }
     }
 }

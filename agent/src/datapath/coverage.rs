@@ -1,7 +1,9 @@
 //! Proof that what should be seen is seen: programs attached, first, ours; no direction that passes by.
 
 use std::collections::HashSet;
+use std::ops::Bound;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::Datapath;
 use super::attach::{Attacher, Backend, Finding, cgroup_of, interface_of};
@@ -9,22 +11,46 @@ use super::cgroup::PodCgroup;
 use super::endpoint::{Attach, Coverage, CoverageEvent};
 use super::reconcile::Endpoint;
 
+/// How long one step of a check takes: a pod that comes meanwhile waits for it.
+const STEP: Duration = Duration::from_millis(1);
+
+/// One step of a check.
+#[derive(Debug)]
+pub struct Check {
+    /// What was found.
+    pub events: Vec<CoverageEvent>,
+    /// Whether all endpoints have been looked at.
+    pub through: bool,
+}
+
 impl Datapath {
-    /// Looks at every endpoint's hooks and evidence; attaches again what is missing. Call it every few seconds.
-    pub fn check(&mut self) -> Vec<CoverageEvent> {
+    /// Looks at endpoints' hooks and evidence, one after the other; attaches again what is missing. Begin every few seconds,
+    /// and go on in short steps until it is through.
+    pub fn check(&mut self) -> Check {
+        let began = Instant::now();
         let mut events = Vec::new();
-        let uids: Vec<Arc<str>> =
-            self.endpoints.values().filter(|endpoint| endpoint.info.ready).map(|endpoint| Arc::clone(&endpoint.info.uid)).collect();
-        for uid in uids {
-            let Some(mut endpoint) = self.endpoints.remove(&uid) else { continue };
-            self.check_hooks(&mut endpoint, &mut events);
-            self.check_evidence(&mut endpoint, &mut events);
-            self.endpoints.insert(uid, endpoint);
+        while let Some(uid) = self.next_to_check() {
+            let Some(mut endpoint) = self.endpoints.remove(&uid) else { break };
+            if endpoint.info.ready {
+                self.check_hooks(&mut endpoint, &mut events);
+                self.check_evidence(&mut endpoint, &mut events);
+            }
+            self.endpoints.insert(Arc::clone(&uid), endpoint);
+            self.checked = Some(uid);
+            if began.elapsed() > STEP {
+                return Check { events, through: false };
+            }
         }
+        self.checked = None;
         self.attach_ready();
         self.follow_hold();
         self.tidy();
-        events
+        Check { events, through: true }
+    }
+
+    fn next_to_check(&self) -> Option<Arc<str>> {
+        let after = self.checked.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        self.endpoints.range::<str, _>((after, Bound::Unbounded)).next().map(|(uid, _)| Arc::clone(uid))
     }
 
     fn check_hooks(&mut self, endpoint: &mut Endpoint, events: &mut Vec<CoverageEvent>) {
@@ -71,12 +97,9 @@ impl Datapath {
         }
         if endpoint.cgroup.as_ref().is_some_and(PodCgroup::alive) {
             match self.switch_to_cgroup(endpoint) {
-                Ok(()) => {
-                    return events.push(event(
-                        endpoint,
-                        "switched",
-                        "replies pass by its interface unseen; it is watched at its control group now".into(),
-                    ));
+                Ok(former) => {
+                    let message = "replies pass by its interface unseen; it is watched at its control group now".into();
+                    return events.push(CoverageEvent { former: Some(former), ..event(endpoint, "switched", message) });
                 }
                 Err(error) => tracing::warn!(%error, "an endpoint could not be switched to its control group"),
             }
@@ -88,8 +111,8 @@ impl Datapath {
         events.push(event(endpoint, "one_way", "one direction of its traffic passes by its interface unseen".into()));
     }
 
-    /// The cgroup hooks first, then the interface goes: for a moment both judge, never none.
-    fn switch_to_cgroup(&mut self, endpoint: &mut Endpoint) -> std::io::Result<()> {
+    /// The cgroup hooks first, then the interface goes: for a moment both judge, never none. Tells the number it had.
+    fn switch_to_cgroup(&mut self, endpoint: &mut Endpoint) -> std::io::Result<u32> {
         let former = endpoint.info.number;
         let index = self.slots.cgroup(super::sizes::ENDPOINTS).ok_or_else(|| std::io::Error::other("no slot is free"))?;
         let number = sekisho_core::layout::CGROUP_ENDPOINT | index;
@@ -109,7 +132,7 @@ impl Datapath {
         endpoint.watched = endpoint.cgroup.as_ref().map(|cgroup| cgroup.id);
         endpoint.blind = true;
         endpoint.one_way = 0;
-        self.withdraw(former, None)
+        self.withdraw(former, None).map(|()| former)
     }
 
     /// Clears the slot and writes the entry of an endpoint that has a new number, then attaches it.
@@ -127,16 +150,16 @@ impl Datapath {
     fn tidy(&mut self) {
         let interfaces: Vec<u32> = self.slots.numbers().map(|(number, _)| number).collect();
         let cgroups: Vec<u64> = self.maps.cgroups.entries().unwrap_or_default().into_iter().map(|(id, _)| id).collect();
-        let keep = |name: &str| match (interface_of(name), cgroup_of(name)) {
-            (Some(ifindex), _) => interfaces.contains(&ifindex),
-            (_, Some(id)) => cgroups.contains(&id),
-            _ => true,
+        let ours = |name: &str| {
+            let interface = interface_of(name).map(|ifindex| interfaces.contains(&ifindex));
+            let root = name.starts_with("root-").then_some(true);
+            interface.or_else(|| cgroup_of(name).map(|id| cgroups.contains(&id))).or(root)
         };
-        if let Err(error) = self.attacher.sweep(&keep) {
+        if let Err(error) = self.attacher.sweep(&ours) {
             tracing::warn!(%error, "stale pins could not be removed");
         }
         // What does not hold any more is attached again at the next look.
-        self.holding.roots.retain(|root| self.attacher.holds(*root));
+        self.holding.roots.retain(|root, _| self.attacher.holds(*root));
         if self.has_settled() && self.formers.iter().any(|former| !former.done) {
             self.finish_migration();
         }
@@ -157,6 +180,7 @@ fn event(endpoint: &Endpoint, event: &'static str, message: String) -> CoverageE
     CoverageEvent {
         uid: Arc::clone(&info.uid),
         number: info.number,
+        former: None,
         event,
         attach: info.attach,
         interface: info.interface.clone(),

@@ -47,6 +47,8 @@ pub(super) enum Place {
 pub(super) struct Surroundings<'a> {
     netlink: &'a mut Netlink,
     links: Vec<Link>,
+    /// No interface is missing in the list.
+    complete: bool,
     held: HashMap<i32, Vec<Held>>,
     own_netns: Option<u64>,
 }
@@ -59,14 +61,24 @@ fn ends_in_pod(link: &Link) -> bool {
 impl<'a> Surroundings<'a> {
     /// Looks around.
     pub(super) fn new(netlink: &'a mut Netlink) -> io::Result<Self> {
-        let links = netlink.links(None)?;
         let own_netns = fs::metadata("/proc/thread-self/ns/net").ok().map(|metadata| metadata.ino());
-        Ok(Self { netlink, links, held: HashMap::new(), own_netns })
+        let mut surroundings = Self { netlink, links: Vec::new(), complete: false, held: HashMap::new(), own_netns };
+        surroundings.refresh()?;
+        Ok(surroundings)
     }
 
-    /// Whether the interface is still there and still leads to that namespace.
+    /// Looks around again.
+    pub(super) fn refresh(&mut self) -> io::Result<()> {
+        self.links = self.netlink.links(None)?;
+        self.complete = self.netlink.is_whole();
+        self.held.clear();
+        Ok(())
+    }
+
+    /// Whether the interface is still there and still leads to that namespace. Of an interface that a torn list passed over
+    /// nothing is known, so it is.
     pub(super) fn still(&self, ifindex: u32, nsid: Option<i32>) -> bool {
-        self.links.iter().any(|link| link.index == ifindex && (nsid.is_none() || link.nsid == nsid))
+        self.links.iter().find(|link| link.index == ifindex).map_or(!self.complete, |link| nsid.is_none() || link.nsid == nsid)
     }
 
     /// Interfaces that lead into namespaces.

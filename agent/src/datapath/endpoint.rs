@@ -118,6 +118,8 @@ pub struct CoverageEvent {
     pub uid: Arc<str>,
     /// Endpoint number.
     pub number: u32,
+    /// The number that it had before, where that is another one.
+    pub former: Option<u32>,
     /// `reattached`, `one_way`, `switched`, `attach_failed`.
     pub event: &'static str,
     /// How it is attached now.

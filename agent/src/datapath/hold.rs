@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use sekisho_core::layout::Hold;
 
@@ -31,8 +32,8 @@ pub(super) struct Holding {
     live: Option<BTreeSet<u64>>,
     /// Those of them that an earlier agent let go, and no pod has named yet.
     inherited: BTreeSet<u64>,
-    /// Ids of groups that are held.
-    pub(super) roots: BTreeSet<u64>,
+    /// Groups that are held, by id.
+    pub(super) roots: BTreeMap<u64, PodCgroup>,
     written: Option<Hold>,
 }
 
@@ -62,13 +63,13 @@ impl Datapath {
             return Ok(());
         }
         self.follow_live()?;
-        let mut roots = BTreeMap::new();
-        for cgroup in self.endpoints.values().filter_map(|endpoint| endpoint.cgroup.as_ref()) {
-            if let Some(root) = root_of(cgroup) {
-                roots.entry(root.id).or_insert(root);
-            }
-        }
-        let fresh: Vec<PodCgroup> = roots.into_values().filter(|root| !self.holding.roots.contains(&root.id)).collect();
+        let cgroups = self.endpoints.values().filter_map(|endpoint| endpoint.cgroup.as_ref());
+        let places: BTreeMap<&Path, Option<u32>> = cgroups.filter_map(root_above).collect();
+        let roots = places.into_iter().filter_map(|(path, level)| {
+            let id = std::fs::metadata(path).ok()?.ino();
+            Some(PodCgroup { path: path.into(), id, level })
+        });
+        let fresh: Vec<PodCgroup> = roots.filter(|root| !self.holding.roots.contains_key(&root.id)).collect();
         let mut levels: u32 = self.holding.written.map_or(0, |hold| hold.levels);
         for root in &fresh {
             levels |= POD_LEVELS.iter().fold(0, |bits, below| bits | level_bits(root.level, *below));
@@ -77,12 +78,12 @@ impl Datapath {
         for root in fresh {
             self.attacher.hold(&self.programs, &root)?;
             tracing::info!(group = %root.path.display(), "new pods begin here");
-            self.holding.roots.insert(root.id);
+            self.holding.roots.insert(root.id, root);
         }
         Ok(())
     }
 
-    /// Live pods: those whose programs are attached. They stay so until their group is gone.
+    /// Live pods: those whose programs are attached. They stay so until their group or their place is gone.
     fn follow_live(&mut self) -> io::Result<()> {
         let Holding { live, inherited, .. } = &mut self.holding;
         let live = if let Some(live) = live {
@@ -91,19 +92,25 @@ impl Datapath {
             inherited.extend(self.maps.live.entries()?.into_iter().map(|(id, _)| id));
             live.insert(inherited.clone())
         };
-        let groups = || self.endpoints.values().filter_map(|endpoint| Some((endpoint.cgroup.as_ref()?.id, endpoint.info.ready)));
-        let present: BTreeSet<u64> = groups().map(|(id, _)| id).collect();
-        inherited.retain(|id| !present.contains(id));
+        let mut wanted = BTreeSet::new();
+        for endpoint in self.endpoints.values_mut().filter(|endpoint| endpoint.found()) {
+            let Some(id) = endpoint.cgroup.as_ref().map(|cgroup| cgroup.id) else { continue };
+            // Whom an earlier agent let go is judged by its programs.
+            endpoint.live |= endpoint.info.ready | inherited.remove(&id);
+            if endpoint.live {
+                wanted.insert(id);
+            }
+        }
         // While some pod has not been found, a group from before this agent may be its. Whose groups this agent let go is known.
-        if self.endpoints.values().all(|endpoint| endpoint.cgroup.is_some()) {
+        if self.endpoints.values().all(|endpoint| endpoint.found() && endpoint.cgroup.is_some()) {
             inherited.clear();
         }
         // First room is made, or a node on which pods come and go would some day let no pod go any more.
-        for gone in live.iter().filter(|id| !present.contains(id) && !inherited.contains(id)).copied().collect::<Vec<_>>() {
+        for gone in live.iter().filter(|id| !wanted.contains(id) && !inherited.contains(id)).copied().collect::<Vec<_>>() {
             self.maps.live.remove(&gone)?;
             live.remove(&gone);
         }
-        for (id, _) in groups().filter(|(_, ready)| *ready) {
+        for id in wanted {
             if !live.contains(&id) {
                 self.maps.live.put(&id, &1)?;
                 live.insert(id);
@@ -121,13 +128,12 @@ impl Datapath {
     }
 }
 
-/// The group of all pods above a pod's.
-fn root_of(pod: &PodCgroup) -> Option<PodCgroup> {
-    let below = |above: &std::path::Path| {
+/// The group of all pods above a pod's, and its level where that is known.
+fn root_above(pod: &PodCgroup) -> Option<(&Path, Option<u32>)> {
+    let below = |above: &Path| {
         let name = above.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         name == "kubepods" || name == "kubepods.slice" || name.ends_with("-kubepods.slice")
     };
     let (up, path) = (0u32..).zip(pod.path.ancestors()).skip(1).find(|(_, path)| below(path))?;
-    let id = std::fs::metadata(path).ok()?.ino();
-    Some(PodCgroup { path: path.into(), id, level: pod.level.and_then(|level| level.checked_sub(up)) })
+    Some((path, pod.level.and_then(|level| level.checked_sub(up))))
 }

@@ -18,6 +18,7 @@ mod detach;
 mod diagnostics;
 mod discover;
 mod endpoint;
+mod entry;
 mod error;
 mod events;
 mod filters;
@@ -50,10 +51,12 @@ use sekisho_core::layout::{self, Config};
 
 pub use apply::Applied;
 pub use conntrack::Conntrack;
+pub use coverage::Check;
 pub use detach::{DetachReport, detach, set_mode_on_pins};
 pub use endpoint::{Attach, ChangeKind, Clocks, Coverage, CoverageEvent, EndpointChange, EndpointInfo, ListenerInfo, MapStatus};
 pub use error::{ApplyError, DetachError, ModeError, OpenError};
 pub use journal::{JOURNAL_VALUE, JournalMap};
+pub use reconcile::Look;
 pub use sekisho_core::flows::{Sweep, Table};
 pub use sizes::LEAST_BUDGET;
 pub use watch::Watcher;
@@ -128,6 +131,10 @@ pub struct Datapath {
     /// Slot of every endpoint number that flows may still bear.
     slots: numbers::Slots,
     cgroups_looked_up: Option<std::time::Instant>,
+    /// When all pods were looked at.
+    looked: Option<std::time::Instant>,
+    /// Who was checked last, in a check that is not through.
+    checked: Option<Arc<str>>,
     /// Container ids by cgroup id, as far as somebody asked.
     containers: std::cell::RefCell<HashMap<u64, Option<Arc<str>>>>,
     /// `contact_head` of every slot at the last look.
@@ -188,6 +195,8 @@ impl Datapath {
             endpoints: BTreeMap::new(),
             slots: numbers::Slots::default(),
             cgroups_looked_up: None,
+            looked: None,
+            checked: None,
             containers: std::cell::RefCell::default(),
             contact_heads: Vec::new(),
             listeners: processes::Listeners::default(),

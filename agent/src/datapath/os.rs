@@ -128,39 +128,11 @@ pub(super) fn wait_readable(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Re
     }
 }
 
-/// A non-blocking inotify instance.
-pub(super) fn inotify() -> io::Result<OwnedFd> {
-    // SAFETY: no pointer is passed.
-    fd(unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) })
-}
-
-/// Watches a directory for what is made and removed in it.
-pub(super) fn inotify_watch(inotify: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    watch(inotify, path, libc::IN_CREATE | libc::IN_DELETE | libc::IN_ONLYDIR)
-}
-
-/// Watches a file for changes of what it says.
-pub(super) fn inotify_watch_file(inotify: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    watch(inotify, path, libc::IN_MODIFY)
-}
-
-fn watch(inotify: BorrowedFd<'_>, path: &Path, events: u32) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: `path` is a terminated string.
-    let result = unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), events) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// Reads and drops what is there.
-pub(super) fn discard(fd: BorrowedFd<'_>) {
+/// Receives and drops what is there.
+pub(super) fn discard(socket: BorrowedFd<'_>) {
     let mut buffer = [0u8; 8192];
-    // SAFETY: `buffer` is writable for its length; the fd is non-blocking or known to be readable.
-    while unsafe { libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) } > 0 {}
-    // SAFETY: no pointer is passed.
-    while unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) } & libc::O_NONBLOCK != 0
-        // SAFETY: as with recv; inotify is no socket and is read instead.
-        && unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) } > 0
-    {}
+    // SAFETY: `buffer` is writable for its length.
+    while unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) } > 0 {}
 }
 
 /// Number of the running kernel, `(major, minor)`.

@@ -1,5 +1,6 @@
 //! Sockets and ports to processes: what the cgroup hooks remembered, and `/proc` for what is older than the agent.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
@@ -100,9 +101,14 @@ impl Datapath {
         if containers.len() > CACHE {
             containers.clear();
         }
-        for endpoint in self.endpoints.values() {
-            let Some(pod) = &endpoint.cgroup else { continue };
+        // Who asks for the first time has mostly come last.
+        let mut endpoints: Vec<_> = self.endpoints.values().filter_map(|e| Some((Reverse(e.placed), e.cgroup.as_ref()?))).collect();
+        endpoints.sort_unstable_by_key(|(placed, _)| *placed);
+        for (_, pod) in endpoints {
             containers.extend(pod.ids());
+            if containers.contains_key(&cgroup) {
+                break;
+            }
         }
         containers.entry(cgroup).or_insert(None).clone()
     }

@@ -9,21 +9,35 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sekisho_core::layout::{self, CGROUP_ENDPOINT, EndpointState, EndpointSwept, endpoint_flags};
+use sekisho_core::layout::{self, CGROUP_ENDPOINT, EndpointState, EndpointSwept};
 
 use super::cgroup::{self, PodCgroup};
 use super::discover::{Place, Surroundings};
-use super::endpoint::{Attach, ChangeKind, Coverage, EndpointChange, EndpointInfo, boundary};
-use super::error::ApplyError;
+use super::endpoint::{Attach, ChangeKind, Coverage, EndpointChange, EndpointInfo};
 use super::{Datapath, sizes};
 use crate::inventory::Pod;
-use crate::policy::EndpointPolicy;
 
 /// How often the cgroup tree is walked for pods that have been found already.
 const TREE_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often pods that have been found are looked at again while others come and go: they must not make those wait. Just as long
+/// after it was found a pod is looked at each time: its addresses come one after the other.
+const WHOLE_INTERVAL: Duration = Duration::from_millis(100);
+
 /// How long a pod's interface may be under construction after it has been found.
 const SET_UP: Duration = Duration::from_secs(10);
+
+/// One look at the local pods.
+#[derive(Debug)]
+pub struct Look {
+    /// What has changed.
+    pub changes: Vec<EndpointChange>,
+    /// Whether pods that had been found were looked at as well.
+    pub whole: bool,
+}
+
+/// What is in the kernel of an endpoint at a place it has left: its number, and its group where it was watched at one.
+type Left = (u32, Option<u64>);
 
 /// A local pod and where it is watched.
 #[derive(Debug)]
@@ -33,9 +47,11 @@ pub(super) struct Endpoint {
     /// Namespace of an interface endpoint.
     nsid: Option<i32>,
     /// When it got its place.
-    placed: Instant,
+    pub(super) placed: Instant,
     /// Cgroup of a cgroup endpoint.
     pub(super) watched: Option<u64>,
+    /// It may speak: its programs have run here.
+    pub(super) live: bool,
     /// What `ENDPOINTS` holds for it.
     pub(super) written: Option<layout::Endpoint>,
     /// Evidence of a blind direction at the last check.
@@ -47,7 +63,7 @@ pub(super) struct Endpoint {
 impl Endpoint {
     fn new(pod: &Pod) -> Self {
         let info = EndpointInfo { uid: Arc::clone(&pod.uid), host_network: pod.host_network, ..EndpointInfo::default() };
-        Self { info, cgroup: None, nsid: None, placed: Instant::now(), watched: None, written: None, one_way: 0, blind: false }
+        Self { info, cgroup: None, nsid: None, placed: Instant::now(), watched: None, live: false, written: None, one_way: 0, blind: false }
     }
 
     /// Whether it has a number.
@@ -59,40 +75,65 @@ impl Endpoint {
     pub(super) fn ifindex(&self) -> Option<u32> {
         (self.found() && self.info.number & CGROUP_ENDPOINT == 0).then_some(self.info.number)
     }
+
+    /// Whether it may be passed over while others are looked for: it has been here for a while, and its place is there.
+    fn rests(&self, surroundings: &Surroundings<'_>) -> bool {
+        let stands = self.ifindex().map_or(self.cgroup.is_some(), |ifindex| surroundings.still(ifindex, self.nsid));
+        self.found() && self.placed.elapsed() >= WHOLE_INTERVAL && stands
+    }
+
+    /// Forgets its place. Tells what is in the kernel there: its number, and its group where it was watched at one.
+    fn leave(&mut self, changes: &mut Vec<EndpointChange>) -> Option<Left> {
+        if !self.found() {
+            return None;
+        }
+        let number = self.info.number;
+        changes.push(EndpointChange { uid: Arc::clone(&self.info.uid), number, kind: ChangeKind::Gone });
+        let info = &mut self.info;
+        *info = EndpointInfo {
+            uid: Arc::clone(&info.uid),
+            host_network: info.host_network,
+            sources: std::mem::take(&mut info.sources),
+            ..EndpointInfo::default()
+        };
+        self.written = None;
+        self.nsid = None;
+        self.live = false;
+        self.one_way = 0;
+        self.blind = false;
+        Some((number, self.watched.take()))
+    }
 }
 
 impl Datapath {
-    /// Follows the local pods. Call it when pods change, when [`watch`](super::watch) wakes, and now and then.
-    pub fn reconcile(&mut self, pods: &[Arc<Pod>]) -> Vec<EndpointChange> {
-        let mut changes = Vec::new();
-        self.forget_absent(pods, &mut changes);
+    /// Follows the local pods. Call it when pods change, when [`watch`](super::watch) wakes, and now and then; soon again where a
+    /// look was not whole.
+    pub fn reconcile(&mut self, pods: &[Arc<Pod>]) -> Look {
+        let now = Instant::now();
+        let whole = self.looked.is_none_or(|then| now.duration_since(then) >= WHOLE_INTERVAL);
+        let (mut changes, mut left) = (Vec::new(), Vec::new());
+        self.forget_absent(pods, &mut changes, &mut left);
         let unknown: Vec<&Arc<Pod>> = pods.iter().filter(|pod| !self.endpoints.contains_key(&pod.uid)).collect();
         for pod in unknown {
             self.endpoints.insert(Arc::clone(&pod.uid), Endpoint::new(pod));
         }
-        self.find_cgroups(pods);
+        self.find_cgroups(pods, now, whole);
         self.note_sources(pods);
-        let seen = self.find_places(pods, &mut changes);
+        let seen = self.find_places(pods, whole, &mut changes, &mut left);
         self.attach_ready();
         self.follow_hold();
+        // Not before: there is no moment in which a pod is neither judged nor held.
+        for (number, cgroup) in left {
+            self.take_out(number, cgroup);
+        }
         match seen {
             Ok(()) => self.drop_strangers(pods),
             Err(error) => tracing::warn!(%error, "the node's interfaces cannot be listed"),
         }
-        changes
-    }
-
-    fn note_sources(&mut self, pods: &[Arc<Pod>]) {
-        for pod in pods {
-            if let Some(endpoint) = self.endpoints.get_mut(&pod.uid)
-                && endpoint.info.sources != pod.allow_sources
-            {
-                endpoint.info.sources.clone_from(&pod.allow_sources);
-                if pod.allow_sources.len() > SOURCES {
-                    tracing::warn!(pod = %pod.name, "sekisho.dev/allow-sources: only the first {SOURCES} networks are in force");
-                }
-            }
+        if whole {
+            self.looked = Some(now);
         }
+        Look { changes, whole }
     }
 
     /// Every local pod, found or not.
@@ -117,37 +158,20 @@ impl Datapath {
         addresses
     }
 
-    fn forget_absent(&mut self, pods: &[Arc<Pod>], changes: &mut Vec<EndpointChange>) {
+    fn forget_absent(&mut self, pods: &[Arc<Pod>], changes: &mut Vec<EndpointChange>, left: &mut Vec<Left>) {
         let present: HashSet<&str> = pods.iter().map(|pod| &*pod.uid).collect();
         let absent: Vec<Arc<str>> = self.endpoints.keys().filter(|uid| !present.contains(&***uid)).cloned().collect();
         for uid in absent {
             if let Some(mut endpoint) = self.endpoints.remove(&uid) {
-                self.release(&mut endpoint, changes);
+                left.extend(endpoint.leave(changes));
             }
         }
     }
 
-    /// Takes an endpoint out of the kernel: programs first, then its entry.
-    fn release(&mut self, endpoint: &mut Endpoint, changes: &mut Vec<EndpointChange>) {
-        if !endpoint.found() {
-            return;
-        }
-        let number = endpoint.info.number;
-        if let Err(error) = self.withdraw(number, endpoint.watched.take()) {
+    fn take_out(&mut self, number: u32, cgroup: Option<u64>) {
+        if let Err(error) = self.withdraw(number, cgroup) {
             tracing::warn!(%error, number, "an endpoint could not be removed from the kernel whole");
         }
-        changes.push(EndpointChange { uid: Arc::clone(&endpoint.info.uid), number, kind: ChangeKind::Gone });
-        let info = &mut endpoint.info;
-        *info = EndpointInfo {
-            uid: Arc::clone(&info.uid),
-            host_network: info.host_network,
-            sources: std::mem::take(&mut info.sources),
-            ..EndpointInfo::default()
-        };
-        endpoint.written = None;
-        endpoint.nsid = None;
-        endpoint.one_way = 0;
-        endpoint.blind = false;
     }
 
     /// Removes hooks, entry and slot of an endpoint number.
@@ -165,8 +189,7 @@ impl Datapath {
     }
 
     /// Looks for the control groups of pods that have none, or whose one is gone.
-    fn find_cgroups(&mut self, pods: &[Arc<Pod>]) {
-        let now = Instant::now();
+    fn find_cgroups(&mut self, pods: &[Arc<Pod>], now: Instant, whole: bool) {
         let stale = self.cgroups_looked_up.is_none_or(|then| now.duration_since(then) > TREE_INTERVAL);
         let mut wanted = HashMap::new();
         for pod in pods {
@@ -184,25 +207,37 @@ impl Datapath {
         if stale {
             self.cgroups_looked_up = Some(now);
         }
-        for (uid, cgroup) in self.hierarchy.pods(&wanted) {
+        // Where pods lie is known after the first one; all of the tree is walked less often.
+        let known = || cgroup::pods_in(self.holding.roots.values(), &wanted);
+        let found = if whole || stale || self.holding.roots.is_empty() { self.hierarchy.pods(&wanted) } else { known() };
+        for (uid, cgroup) in found {
             if let Some(endpoint) = self.endpoints.get_mut(&uid) {
                 endpoint.cgroup = Some(cgroup);
             }
         }
     }
 
-    fn find_places(&mut self, pods: &[Arc<Pod>], changes: &mut Vec<EndpointChange>) -> io::Result<()> {
+    /// Gives every pod its place. What moved has not been taken out of the kernel at its former place: that is `left`.
+    fn find_places(&mut self, pods: &[Arc<Pod>], whole: bool, changes: &mut Vec<EndpointChange>, left: &mut Vec<Left>) -> io::Result<()> {
         let mut found = Vec::new();
         let mut surroundings = Surroundings::new(&mut self.netlink)?;
         for pod in pods {
             let Some(endpoint) = self.endpoints.get_mut(&pod.uid) else { continue };
+            if !whole && endpoint.rests(&surroundings) {
+                continue;
+            }
             match settled(endpoint, pod, &mut surroundings) {
                 Settled::Stays => {}
                 Settled::Changed => {
                     changes.push(EndpointChange { uid: Arc::clone(&pod.uid), number: endpoint.info.number, kind: ChangeKind::Changed });
                 }
                 Settled::Lost => {
-                    let place = surroundings.find(pod, endpoint.cgroup.as_ref());
+                    let mut place = surroundings.find(pod, endpoint.cgroup.as_ref());
+                    if matches!(place, Place::Cgroup { because: Some(_), .. }) && endpoint.watched.is_none() {
+                        // Its process may be younger than the list of interfaces, and its veth not in it.
+                        surroundings.refresh()?;
+                        place = surroundings.find(pod, endpoint.cgroup.as_ref());
+                    }
                     // While the interface leads where it led, a look that finds nothing takes no programs off it.
                     let stands = endpoint.ifindex().is_some_and(|ifindex| surroundings.still(ifindex, endpoint.nsid));
                     if !stands || !matches!(place, Place::Unknown(_)) {
@@ -213,13 +248,13 @@ impl Datapath {
         }
         self.settler.look(surroundings.ends());
         for (pod, place) in found {
-            self.move_to(pod, place, changes);
+            self.move_to(pod, place, changes, left);
         }
         Ok(())
     }
 
-    /// Gives an endpoint its place, after taking it from another one.
-    fn move_to(&mut self, pod: &Pod, place: Place, changes: &mut Vec<EndpointChange>) {
+    /// Gives an endpoint its place, and takes it from another one.
+    fn move_to(&mut self, pod: &Pod, place: Place, changes: &mut Vec<EndpointChange>, left: &mut Vec<Left>) {
         let Some(mut endpoint) = self.endpoints.remove(&pod.uid) else { return };
         let same = match &place {
             Place::Interface { ifindex, nsid, .. } => endpoint.ifindex() == Some(*ifindex) && endpoint.nsid == *nsid,
@@ -227,9 +262,21 @@ impl Datapath {
             Place::Unknown(_) => false,
         };
         if !same {
-            self.release(&mut endpoint, changes);
+            left.extend(endpoint.leave(changes));
+            // Who comes to a place that was just left begins anew there.
+            let taken = |(number, group): &mut Left| match &place {
+                Place::Interface { ifindex, .. } => number == ifindex,
+                Place::Cgroup { .. } => group.is_some() && *group == endpoint.cgroup.as_ref().map(|cgroup| cgroup.id),
+                Place::Unknown(_) => false,
+            };
+            for (number, cgroup) in left.extract_if(.., taken) {
+                self.take_out(number, cgroup);
+            }
         }
         let new = !endpoint.found();
+        if new {
+            endpoint.placed = Instant::now();
+        }
         if let Err(message) = self.place(&mut endpoint, place) {
             endpoint.info.message = Some(message);
         } else if new && endpoint.found() {
@@ -247,9 +294,6 @@ impl Datapath {
                 let (index, new) = self.slots.interface(ifindex, sizes::ENDPOINTS).ok_or_else(full)?;
                 if new {
                     self.clear_slot(index).map_err(uncleared)?;
-                }
-                if !endpoint.found() {
-                    endpoint.placed = Instant::now();
                 }
                 endpoint.nsid = nsid;
                 endpoint.info.number = ifindex;
@@ -290,24 +334,6 @@ impl Datapath {
         }
         self.maps.states.put(&index, &EndpointState::ZERO)?;
         self.maps.swept.put(&index, &EndpointSwept::ZERO)
-    }
-
-    /// Writes the entry of every endpoint that has a place and a policy.
-    pub(super) fn point_endpoints(&mut self) -> Result<(), ApplyError> {
-        let (established_cap, answered_cap) = (self.sizes.established / 4, self.sizes.answered / 8);
-        for endpoint in self.endpoints.values_mut().filter(|endpoint| endpoint.found()) {
-            let Some(policy) = self.tables.endpoints.get(&endpoint.info.uid) else { continue };
-            let entry = entry(&endpoint.info, policy, established_cap, answered_cap);
-            endpoint.info.set = policy.set;
-            endpoint.info.isolated = policy.isolated;
-            if endpoint.written == Some(entry) {
-                continue;
-            }
-            self.maps.endpoints.put(&endpoint.info.number, &entry).map_err(|source| ApplyError::Map { map: "ENDPOINTS", source })?;
-            endpoint.written = Some(entry);
-            self.repointed = true;
-        }
-        Ok(())
     }
 
     /// Attaches every endpoint whose entry is written and whose programs do not run yet.
@@ -385,6 +411,9 @@ impl Datapath {
         }
         let settled = pods.iter().all(|pod| self.endpoints[&pod.uid].found());
         let Ok(links) = self.netlink.links(None) else { return };
+        if !self.netlink.is_whole() {
+            return;
+        }
         let links: HashSet<u32> = links.into_iter().map(|link| link.index).collect();
         let by_number: HashMap<u32, u64> =
             self.maps.cgroups.entries().unwrap_or_default().into_iter().map(|(id, number)| (number, id)).collect();
@@ -435,49 +464,4 @@ fn settled(endpoint: &mut Endpoint, pod: &Pod, surroundings: &mut Surroundings<'
     }
     (info.addresses, info.interface, info.mac) = (addresses, interface, mac);
     Settled::Changed
-}
-
-/// Networks that an endpoint may speak for.
-const SOURCES: usize = 4;
-
-fn entry(info: &EndpointInfo, policy: &EndpointPolicy, established_cap: u32, answered_cap: u32) -> layout::Endpoint {
-    let mut flags = 0;
-    if policy.isolated[usize::from(layout::EGRESS)] {
-        flags |= endpoint_flags::ISOLATED_EGRESS;
-    }
-    if policy.isolated[usize::from(layout::INGRESS)] {
-        flags |= endpoint_flags::ISOLATED_INGRESS;
-    }
-    if policy.host_network || info.host_network {
-        flags |= endpoint_flags::HOST_NETWORK;
-    }
-    if info.coverage == Coverage::OneWay {
-        flags |= endpoint_flags::ONE_WAY;
-    }
-    let mut entry = layout::Endpoint {
-        index: info.index,
-        set: policy.set,
-        instance: policy.instance,
-        flags,
-        established_cap,
-        answered_cap,
-        mac: info.mac.unwrap_or_default(),
-        node_netns: info.node_netns,
-        sources: [[0xff; 16]; SOURCES],
-        masks: [[0xff; 16]; SOURCES],
-        ..layout::Endpoint::ZERO
-    };
-    for (slot, address) in entry.addresses.iter_mut().zip(&info.addresses) {
-        *slot = boundary(*address);
-        entry.address_count += 1;
-    }
-    for (slot, net) in info.sources.iter().take(SOURCES).enumerate() {
-        entry.sources[slot] = boundary(net.network());
-        // IPv4 in its v4-mapped form: the first 96 bits are its prefix.
-        entry.masks[slot] = match net.netmask() {
-            IpAddr::V4(mask) => (u128::from(mask.to_bits()) | !u128::from(u32::MAX)).to_be_bytes(),
-            IpAddr::V6(mask) => mask.octets(),
-        };
-    }
-    entry
 }

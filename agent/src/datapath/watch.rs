@@ -4,11 +4,17 @@
 //! It only wakes; what happened is found by looking. What it cannot see (a process that enters an old cgroup) is found by
 //! looking now and then.
 
+use std::collections::HashMap;
+use std::ffi::CStr;
 use std::fs;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
 use super::cgroup::{Hierarchy, pod_name};
 use super::os;
@@ -23,6 +29,18 @@ pub struct Watcher {
     netlink: OwnedFd,
     inotify: OwnedFd,
     hierarchy: Option<Hierarchy>,
+    /// Watched directories by their watch, and how many levels below each are watched.
+    watched: HashMap<i32, (PathBuf, usize)>,
+}
+
+/// What inotify told.
+#[derive(Default)]
+struct Told {
+    /// Directories that are new, and how many levels from each are watched.
+    made: Vec<(PathBuf, usize)>,
+    gone: Vec<i32>,
+    /// Events were lost.
+    lost: bool,
 }
 
 impl Watcher {
@@ -35,7 +53,8 @@ impl Watcher {
         if let Err(error) = os::netlink_all_namespaces(netlink.as_fd()) {
             tracing::debug!(%error, "events of other namespaces cannot be heard");
         }
-        let watcher = Self { netlink, inotify: os::inotify()?, hierarchy: Hierarchy::find() };
+        let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        let mut watcher = Self { netlink, inotify, hierarchy: Hierarchy::find(), watched: HashMap::new() };
         watcher.watch_tree();
         Ok(watcher)
     }
@@ -45,28 +64,68 @@ impl Watcher {
         let woken = os::wait_readable(&[self.netlink.as_fd(), self.inotify.as_fd()], timeout)?;
         if woken {
             os::discard(self.netlink.as_fd());
-            os::discard(self.inotify.as_fd());
-            self.watch_tree();
+            self.follow_tree()?;
         }
         Ok(woken)
     }
 
-    fn watch_tree(&self) {
+    fn watch_tree(&mut self) {
         if let Some(hierarchy) = &self.hierarchy {
-            let mut left = WATCHES;
-            self.watch(&hierarchy.mount, DEPTH, &mut left);
+            let mount = hierarchy.mount.clone();
+            self.watch(&mount, DEPTH);
         }
     }
 
-    /// Watching twice is watching once; a directory that went away takes its watch with it.
-    fn watch(&self, dir: &Path, depth: usize, left: &mut usize) {
-        if *left == 0 || os::inotify_watch(self.inotify.as_fd(), dir).is_err() {
+    /// Watches what is new. Who is woken after it finds a process that came before its group was watched.
+    fn follow_tree(&mut self) -> io::Result<()> {
+        let told = self.read()?;
+        for watch in told.gone {
+            self.watched.remove(&watch);
+        }
+        for (dir, depth) in told.made {
+            self.watch(&dir, depth);
+        }
+        if told.lost {
+            self.watch_tree();
+        }
+        Ok(())
+    }
+
+    fn read(&self) -> io::Result<Told> {
+        let mut told = Told::default();
+        let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
+        let mut reader = Reader::new(&self.inotify, &mut buffer);
+        loop {
+            let event = match reader.next() {
+                Ok(event) => event,
+                Err(rustix::io::Errno::AGAIN) => return Ok(told),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let flags = event.events();
+            told.lost |= flags.contains(ReadFlags::QUEUE_OVERFLOW);
+            if flags.contains(ReadFlags::IGNORED) {
+                told.gone.push(event.wd());
+            } else if flags.contains(ReadFlags::CREATE | ReadFlags::ISDIR)
+                && let (Some((dir, depth @ 1..)), Some(name)) = (self.watched.get(&event.wd()), event.file_name())
+            {
+                told.made.push((below(dir, name), depth - 1));
+            }
+        }
+    }
+
+    /// Watches a directory and those below. Watching twice is watching once; a directory that went away takes its watch with it.
+    fn watch(&mut self, dir: &Path, depth: usize) {
+        if self.watched.len() >= WATCHES {
             return;
         }
-        *left -= 1;
+        let Ok(watch) = inotify::add_watch(&self.inotify, dir, WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR) else {
+            return;
+        };
+        self.watched.insert(watch, (dir.to_owned(), depth));
         // Through its first process a pod's network is found: the kernel tells when a group is not empty any more.
         if dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| pod_name(name).is_some())
-            && let Err(error) = os::inotify_watch_file(self.inotify.as_fd(), &dir.join("cgroup.events"))
+            && let Err(error) = inotify::add_watch(&self.inotify, dir.join("cgroup.events"), WatchFlags::MODIFY)
         {
             tracing::debug!(%error, path = %dir.display(), "a pod's first process will be found by looking");
         }
@@ -75,7 +134,11 @@ impl Watcher {
         }
         let Ok(entries) = fs::read_dir(dir) else { return };
         for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-            self.watch(&entry.path(), depth - 1, left);
+            self.watch(&entry.path(), depth - 1);
         }
     }
+}
+
+fn below(dir: &Path, name: &CStr) -> PathBuf {
+    dir.join(std::ffi::OsStr::from_bytes(name.to_bytes()))
 }

@@ -12,6 +12,7 @@ mod selector;
 mod source;
 
 pub use notice::{About, Notice};
+pub use published::OnNews;
 pub use selector::{Labels, Requirement, Selector};
 pub use source::{Source, SourceState};
 

@@ -1,15 +1,19 @@
 //! Where a source puts its newest snapshot, and where readers wait for the next.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Snapshot;
+
+/// What is done at every new snapshot.
+pub type OnNews = Box<dyn Fn() + Send + Sync>;
 
 /// What a source's thread and its readers share.
 #[derive(Default)]
 pub(super) struct Published {
     snapshot: Mutex<Arc<Snapshot>>,
     changed: Condvar,
+    on_news: OnceLock<OnNews>,
 }
 
 impl Published {
@@ -21,6 +25,14 @@ impl Published {
     pub(super) fn publish(&self, next: Arc<Snapshot>) {
         *self.lock() = next;
         self.changed.notify_all();
+        if let Some(tell) = self.on_news.get() {
+            tell();
+        }
+    }
+
+    /// From now on, `tell` is called after every new snapshot. The first who asks is told.
+    pub(super) fn on_news(&self, tell: OnNews) {
+        let _ = self.on_news.set(tell);
     }
 
     /// The state in force.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::published::OnNews;
 use super::{Notice, Snapshot, files, kube};
 
 /// Where the inventory comes from.
@@ -32,6 +33,14 @@ impl Source {
         match self {
             Self::Files(source) => source.current(),
             Self::Kube(source) => source.current(),
+        }
+    }
+
+    /// From now on, `tell` is called after every new state; it must not wait.
+    pub fn on_news(&self, tell: OnNews) {
+        match self {
+            Self::Files(source) => source.on_news(tell),
+            Self::Kube(source) => source.on_news(tell),
         }
     }
 

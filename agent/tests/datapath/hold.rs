@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use sekisho::datapath::{Datapath, TcBackend};
 use sekisho_lab::{CgroupLayout, Lab, Pod, PodSpec};
 
-use super::{Manifest, all, files, manifest, never_starting, open_tables, options, tables};
+use super::{Manifest, all, check, files, manifest, never_starting, open_tables, options, tables};
 
 /// In what lab a test is to run that another one starts.
 const NAME_OF_LAB: &str = "SEKISHO_TEST_LAB";
@@ -87,8 +87,8 @@ fn pods_are_held_until_their_policy_is_in_force_with_and_without_an_agent() -> R
         std::fs::remove_file(&link)?;
     }
     lab.node().netns().within(|| {
-        datapath.check();
-        datapath.check();
+        check(&mut datapath);
+        check(&mut datapath);
         Ok(())
     })?;
     ensure!(reaches(&unknown)? == [false; 3], "holding again");

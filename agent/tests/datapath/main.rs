@@ -12,7 +12,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use aya::programs::TcAttachType;
 use aya::programs::tc::SchedClassifier;
-use sekisho::datapath::{self, Attach, ChangeKind, Coverage, Datapath, DetachError, EndpointInfo, OpenError, Options, TcBackend};
+use sekisho::datapath::{
+    self, Attach, ChangeKind, Coverage, CoverageEvent, Datapath, DetachError, EndpointInfo, OpenError, Options, TcBackend,
+};
 use sekisho::inventory::{Labels, Pod as Manifest, Workload};
 use sekisho::policy::{EndpointPolicy, Tables};
 use sekisho_core::layout::{AddressEntry, RuleKey, Rules, address_flags};
@@ -91,6 +93,18 @@ fn all(datapath: &Datapath) -> Vec<&EndpointInfo> {
     datapath.endpoints().collect()
 }
 
+/// A whole check.
+fn check(datapath: &mut Datapath) -> Vec<CoverageEvent> {
+    let mut events = Vec::new();
+    loop {
+        let check = datapath.check();
+        events.extend(check.events);
+        if check.through {
+            return events;
+        }
+    }
+}
+
 #[test]
 fn pods_of_every_layout_are_found_and_attached() -> Result<()> {
     let lab = Lab::new("dp-find")?;
@@ -101,7 +115,7 @@ fn pods_of_every_layout_are_found_and_attached() -> Result<()> {
     lab.node().netns().within(|| {
         let mut datapath = Datapath::open(&options(&lab, TcBackend::Auto))?;
         ensure!(!datapath.adopted(), "nothing was there");
-        let changes = datapath.reconcile(&pods);
+        let changes = datapath.reconcile(&pods).changes;
         ensure!(changes.len() == 3 && changes.iter().all(|change| change.kind == ChangeKind::Found), "{changes:#?}");
         ensure!(datapath.endpoints().all(|endpoint| !endpoint.ready), "nothing judges before there is a policy");
         ensure!(datapath.apply(&tables(&pods))?.changed, "the first tables are a change");
@@ -116,15 +130,15 @@ fn pods_of_every_layout_are_found_and_attached() -> Result<()> {
             ensure!(attached.iter().all(|ids| ids.len() == 1), "{attached:?}");
         }
         ensure!(found[host.uid()].attach == Attach::Cgroup, "{:#?}", found[host.uid()]);
-        let again = datapath.reconcile(&pods);
+        let again = datapath.reconcile(&pods).changes;
         ensure!(again.is_empty() && !datapath.apply(&tables(&pods))?.changed, "nothing changed: {again:?}");
-        ensure!(datapath.check().is_empty(), "all is well");
+        ensure!(check(&mut datapath).is_empty(), "all is well");
         let clock = datapath.clock();
         ensure!(clock.boot_ns > 0 && [100, 250, 300, 1000].contains(&clock.hz), "{clock:?}");
         ensure!(datapath.maps().iter().filter(|map| map.name.starts_with('E')).all(|map| map.bytes > 0), "{:#?}", datapath.maps());
 
         bridge.delete()?;
-        let gone = datapath.reconcile(&pods[1..]);
+        let gone = datapath.reconcile(&pods[1..]).changes;
         ensure!(gone.len() == 1 && gone[0].kind == ChangeKind::Gone, "{gone:?}");
         ensure!(datapath.endpoints().count() == 2, "it is forgotten");
         datapath.leave(true)?;
@@ -182,7 +196,7 @@ fn a_successor_adopts_without_piling_up() -> Result<()> {
             ensure!(next.apply(&tables(&pods))?.epoch >= epoch, "epochs go on");
             ensure!(next.endpoints().all(|endpoint| endpoint.ready), "{:#?}", all(&next));
             ensure!(next.endpoints().any(|endpoint| endpoint.number == number), "a cgroup endpoint keeps its number");
-            ensure!(next.check().is_empty(), "all is well");
+            ensure!(check(&mut next).is_empty(), "all is well");
             ensure!(next.journal()?.load() == [(7, b"who was who".to_vec())], "the journal survives");
             ensure!(files(&lab.pin_dir()) == pinned, "pins do not pile up: {pinned:#?} then {:#?}", files(&lab.pin_dir()));
         }
@@ -220,7 +234,7 @@ fn another_memory_budget_takes_over_flows_and_links() -> Result<()> {
         let after = tcx(&interface)?;
         ensure!(after != before && after.iter().all(|ids| ids.len() == 1), "swapped: {after:?}");
         ensure!(std::fs::read_dir(lab.pin_dir())?.count() == 2, "both layouts are there until a check has seen all attached");
-        ensure!(next.check().is_empty(), "all is well");
+        ensure!(check(&mut next).is_empty(), "all is well");
         ensure!(std::fs::read_dir(lab.pin_dir())?.count() == 1, "the former layout is gone: {:#?}", files(&lab.pin_dir()));
         next.leave(true)?;
         Ok(())
@@ -243,7 +257,7 @@ fn clsact_is_found_again_and_leaves_what_is_not_ours() -> Result<()> {
             datapath.apply(&tables(&pods))?;
             let attached = datapath.endpoints().all(|endpoint| endpoint.attach == Attach::Clsact && endpoint.ready);
             ensure!(attached, "{:#?}", all(&datapath));
-            ensure!(datapath.check().is_empty(), "round {round}: all is well");
+            ensure!(check(&mut datapath).is_empty(), "round {round}: all is well");
             for interface in [&mine, &theirs] {
                 for hook in ["ingress", "egress"] {
                     let shown = tc(&["filter", "show", "dev", interface, hook])?;
@@ -251,9 +265,9 @@ fn clsact_is_found_again_and_leaves_what_is_not_ours() -> Result<()> {
                 }
             }
             tc(&["filter", "del", "dev", &mine, "ingress"])?;
-            let events = datapath.check();
+            let events = check(&mut datapath);
             ensure!(events.len() == 1 && events[0].event == "reattached", "{events:#?}");
-            ensure!(datapath.check().is_empty(), "and stays attached");
+            ensure!(check(&mut datapath).is_empty(), "and stays attached");
         }
         let report = datapath::detach(&lab.pin_dir())?;
         ensure!(report.filters == 4, "{report:?}");
@@ -282,7 +296,7 @@ fn a_detached_program_is_attached_again_and_a_pushed_back_one_comes_first() -> R
         while tcx(&interface)? != NOTHING {
             ensure!(begin.elapsed().as_secs() < 5, "it is off");
         }
-        let events = datapath.check();
+        let events = check(&mut datapath);
         ensure!(events.len() == 1 && events[0].event == "reattached", "{events:#?}");
         ensure!(tcx(&interface)?.iter().all(|ids| ids.len() == 1), "it is on");
 
@@ -293,7 +307,7 @@ fn a_detached_program_is_attached_again_and_a_pushed_back_one_comes_first() -> R
         other.apply(&tables(&pods))?;
         let ahead = tcx(&interface)?;
         ensure!(ahead[0].len() == 2, "{ahead:?}");
-        let events = datapath.check();
+        let events = check(&mut datapath);
         ensure!(events.len() == 1 && events[0].event == "reattached", "{events:#?}");
         let now = tcx(&interface)?;
         ensure!(now[0].len() == 2 && now[0][1] == ahead[0][0], "ours runs first, theirs second: {ahead:?} then {now:?}");
@@ -363,7 +377,7 @@ fn a_half_made_layout_is_in_nobodys_way() -> Result<()> {
         ensure!(datapath.notice_mode()? == Some(epoch), "the kill switch works");
         datapath.reconcile(&pods);
         datapath.apply(&tables(&pods))?;
-        ensure!(datapath.check().is_empty(), "all is well");
+        ensure!(check(&mut datapath).is_empty(), "all is well");
         ensure!(std::fs::read_dir(lab.pin_dir())?.count() == 1, "it is gone: {:#?}", files(&lab.pin_dir()));
         datapath.leave(true)?;
         Ok(())
@@ -391,10 +405,10 @@ fn a_layout_is_taken_over_without_the_maps_that_it_lacks_while_a_pod_waits() -> 
         let mut next = Datapath::open(&Options { memory_budget: 48 << 20, ..options(&lab, TcBackend::Auto) })?;
         ensure!(next.adopted() && tcx(&interface)? == before, "the old programs judge until the new maps have the policy");
         ensure!(next.journal()?.load().len() == 1, "what is there is taken over");
-        ensure!(next.check().is_empty() && std::fs::read_dir(lab.pin_dir())?.count() == 2, "nothing is left to nobody");
+        ensure!(check(&mut next).is_empty() && std::fs::read_dir(lab.pin_dir())?.count() == 2, "nothing is left to nobody");
         next.reconcile(&pods);
         next.apply(&tables(&pods))?;
-        ensure!(next.check().is_empty() && tcx(&interface)? != before, "all is well");
+        ensure!(check(&mut next).is_empty() && tcx(&interface)? != before, "all is well");
         ensure!(std::fs::read_dir(lab.pin_dir())?.count() == 1, "a waiting pod holds nothing up: {:#?}", files(&lab.pin_dir()));
         next.leave(true)?;
         Ok(())
@@ -413,7 +427,7 @@ fn an_interface_is_followed_while_it_is_set_up_and_kept_while_it_has_no_address(
         datapath.apply(&tables(&pods))?;
         Ok(datapath)
     })?;
-    let reconcile = |datapath: &mut Datapath| lab.node().netns().within(|| Ok(datapath.reconcile(&pods)));
+    let reconcile = |datapath: &mut Datapath| lab.node().netns().within(|| Ok(datapath.reconcile(&pods).changes));
     let ip = |arguments: &[&str]| -> Result<()> {
         let done = pod.run("ip", arguments)?;
         ensure!(done.success(), "{done:?}");

@@ -21,7 +21,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 
 use super::Snapshot;
-use super::published::Published;
+use super::published::{OnNews, Published};
 use watch::Watched;
 
 /// Why a folder cannot be the source.
@@ -93,6 +93,11 @@ impl Source {
     /// The state in force.
     pub fn current(&self) -> Arc<Snapshot> {
         self.shared.current()
+    }
+
+    /// From now on, `tell` is called after every new state.
+    pub fn on_news(&self, tell: OnNews) {
+        self.shared.on_news(tell);
     }
 
     /// Waits until the state is another one than `generation`, at most `timeout`; then the state in force.

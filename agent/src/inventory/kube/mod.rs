@@ -36,7 +36,7 @@ use tokio::sync::{mpsc as channel, oneshot};
 pub use connect::Access;
 pub use rights::{Right, rights};
 
-use super::published::Published;
+use super::published::{OnNews, Published};
 use super::{Notice, Snapshot, SourceState};
 use connect::Link;
 use events::Tally;
@@ -122,6 +122,11 @@ impl Source {
     /// The state in force.
     pub fn current(&self) -> Arc<Snapshot> {
         self.published.current()
+    }
+
+    /// From now on, `tell` is called after every new state.
+    pub fn on_news(&self, tell: OnNews) {
+        self.published.on_news(tell);
     }
 
     /// Waits until the state is another one than `generation`, at most `timeout`; then the state in force.
