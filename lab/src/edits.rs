@@ -7,18 +7,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::{Agent, Lab, PodSpec};
+use crate::{Agent, Lab, app};
 
-fn policy(client: &str) -> Value {
-    json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": client}}}]}]})
+/// Rules that admit the pods `app=client` alone.
+fn only(client: &str) -> Value {
+    json!([{"from": [app(client)]}])
 }
 
 /// Edits a policy so many times, alternately denying and allowing an open flow of datagrams. Returns, in order of
 /// size, the times from each edit to the first packet that met the new verdict.
 pub fn edit_delays(edits: usize) -> Result<Vec<Duration>> {
     let lab = Lab::new("edits-speed")?;
-    let (server, client) = (lab.pod(PodSpec::new("shop", "server"))?, lab.pod(PodSpec::new("shop", "client"))?);
-    lab.policy("shop", "server", &policy("client"))?;
+    let [server, client] = lab.pods("shop", ["server", "client"])?;
+    lab.admit("shop", "server", &only("client"))?;
     let _agent = Agent::start(&lab, &[])?;
     let receiver = server.netns().within(|| UdpSocket::bind((server.v4(), 7000)).context("bind"))?;
     let sender = client.netns().within(|| UdpSocket::bind((client.v4(), 7001)).context("bind"))?;
@@ -57,7 +58,7 @@ fn edit(count: usize, lab: &Lab, newest: &AtomicU64, micros: impl Fn(Instant) ->
         std::thread::sleep(Duration::from_millis(60));
         let edited = Instant::now();
         let deny = edit % 2 == 0;
-        lab.policy("shop", "server", &policy(if deny { "nobody" } else { "client" }))?;
+        lab.admit("shop", "server", &only(if deny { "nobody" } else { "client" }))?;
         let deadline = edited + Duration::from_secs(2);
         loop {
             let arrived = newest.load(Ordering::Relaxed);

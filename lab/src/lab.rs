@@ -174,7 +174,13 @@ impl Lab {
         Pod::create(self, spec, number)
     }
 
-    /// The same with a number of the caller's choice, which decides on its addresses: nobody else has it now.
+    /// Plain pods of one namespace, see [`PodSpec::new`].
+    pub fn pods<const N: usize>(&self, namespace: &str, names: [&str; N]) -> Result<[Pod; N]> {
+        let pods = names.iter().map(|name| self.pod(PodSpec::new(namespace, name))).collect::<Result<Vec<Pod>>>()?;
+        Ok(pods.try_into().expect("a pod for every name"))
+    }
+
+    /// A pod with a number of the caller's choice, which decides on its addresses: nobody else has it now.
     pub fn pod_at(&self, spec: PodSpec, number: u8) -> Result<Pod> {
         Pod::create(self, spec, number)
     }
@@ -217,6 +223,15 @@ impl Lab {
         )
     }
 
+    /// Writes the `NetworkPolicy` `name`: pods with the label `app=name` admit what one of the rules `ingress` says, and nothing
+    /// else: `admit("shop", "db", &json!([{"from": [app("api")], "ports": [{"port": 5432}]}]))`.
+    pub fn admit(&self, namespace: &str, name: &str, ingress: &serde_json::Value) -> Result<()> {
+        let mut spec = app(name);
+        spec["policyTypes"] = json!(["Ingress"]);
+        spec["ingress"] = ingress.clone();
+        self.policy(namespace, name, &spec)
+    }
+
     /// What `sekisho` prints when it is run on the node with these arguments.
     pub fn sekisho<A: AsRef<std::ffi::OsStr>>(&self, arguments: &[A]) -> Result<crate::Finished> {
         self.node.run(crate::agent::binary()?, arguments)
@@ -239,6 +254,11 @@ impl Drop for Lab {
             eprintln!("the lab {} is not wholly removed: {error:#}", self.name);
         }
     }
+}
+
+/// Pods with the label `app=name`: a peer in a rule, or whom a policy selects.
+pub fn app(name: &str) -> serde_json::Value {
+    json!({"podSelector": {"matchLabels": {"app": name}}})
 }
 
 /// The bridge's own address, which is the node's.

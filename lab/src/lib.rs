@@ -30,7 +30,7 @@ pub mod tool;
 pub use agent::use_programs;
 pub use agent::{Agent, AgentOptions};
 pub use edits::edit_delays;
-pub use lab::{Lab, NODE_NAME};
+pub use lab::{Lab, NODE_NAME, app};
 pub use netns::Netns;
 pub use place::{Finished, Place, Running, until};
 pub use pod::{CgroupLayout, Layout, Pod, PodSpec};

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use sekisho_lab::{Agent, Lab, Pod, PodSpec, kill};
+use sekisho_lab::{Agent, Lab, Pod, app, kill};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(8);
@@ -23,16 +23,14 @@ struct Shop {
 fn shop(name: &str) -> Result<Shop> {
     let lab = Lab::new(name)?;
     lab.namespace("shop", &[])?;
-    let server = lab.pod(PodSpec::new("shop", "server"))?;
-    let client = lab.pod(PodSpec::new("shop", "client"))?;
-    let stranger = lab.pod(PodSpec::new("play", "stranger"))?;
+    let [server, client] = lab.pods("shop", ["server", "client"])?;
+    let [stranger] = lab.pods("play", ["stranger"])?;
     close(&lab)?;
     Ok(Shop { lab, server, client, stranger })
 }
 
 fn close(lab: &Lab) -> Result<()> {
-    let from = json!([{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}]);
-    lab.policy("shop", "server", &json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": from}))
+    lab.admit("shop", "server", &json!([{"from": [app("client")]}]))
 }
 
 fn pins(lab: &Lab) -> String {

@@ -33,7 +33,7 @@ fn blindness_is_detected_and_said() -> Result<()> {
     let lab = Lab::new("coverage-blind")?;
     let server = lab.pod(PodSpec::new("shop", "server"))?;
     let _serving = server.serve("tcp", 80)?;
-    lab.policy("shop", "server", &json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": 80}]}]}))?;
+    lab.admit("shop", "server", &json!([{"from": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": 80}]}]))?;
     let agent = Agent::start(&lab, &[])?;
     let _short_cut = ShortCut::into_pod(&lab, &server)?;
     let begin = Instant::now();
@@ -71,10 +71,9 @@ fn blindness_is_detected_and_said() -> Result<()> {
 #[test]
 fn a_removed_program_comes_back() -> Result<()> {
     let lab = Lab::new("coverage-removed")?;
-    let server = lab.pod(PodSpec::new("shop", "server"))?;
-    let stranger = lab.pod(PodSpec::new("shop", "stranger"))?;
+    let [server, stranger] = lab.pods("shop", ["server", "stranger"])?;
     let _serving = server.serve("tcp", 80)?;
-    lab.policy("shop", "server", &json!({"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"]}))?;
+    lab.admit("shop", "server", &json!([]))?;
     let agent = Agent::start(&lab, &["--tc-backend", "clsact"])?;
     ensure!(!stranger.reaches("tcp", server.v4(), 80)?);
     let removed = lab.node().run("tc", &["qdisc", "del", "dev", server.interface().expect("it has a veth"), "clsact"])?;

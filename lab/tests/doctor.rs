@@ -113,7 +113,7 @@ fn a_blind_interface_is_told_with_its_cost() -> Result<()> {
     let lab = Lab::new("doctor-blind")?;
     let server = lab.pod(PodSpec::new("shop", "server"))?;
     let _serving = server.serve("tcp", 80)?;
-    lab.policy("shop", "server", &json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"ports": [{"port": 80}]}]}))?;
+    lab.admit("shop", "server", &json!([{"ports": [{"port": 80}]}]))?;
     let agent = Agent::start(&lab, &[])?;
     let _short_cut = ShortCut::into_pod(&lab, &server)?;
     agent.until_status("judged at its control group", std::time::Duration::from_secs(15), |status| {

@@ -3,12 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sekisho_lab::{Agent, Lab, Pod, PodSpec, edit_delays};
-use serde_json::{Value, json};
-
-fn policy(client: &str) -> Value {
-    json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": client}}}]}]})
-}
+use sekisho_lab::{Agent, Lab, Pod, app, edit_delays};
+use serde_json::json;
 
 struct Pair {
     lab: Lab,
@@ -18,8 +14,8 @@ struct Pair {
 
 fn pair(name: &str) -> Result<Pair> {
     let lab = Lab::new(name)?;
-    let (server, client) = (lab.pod(PodSpec::new("shop", "server"))?, lab.pod(PodSpec::new("shop", "client"))?);
-    lab.policy("shop", "server", &policy("client"))?;
+    let [server, client] = lab.pods("shop", ["server", "client"])?;
+    lab.admit("shop", "server", &json!([{"from": [app("client")]}]))?;
     Ok(Pair { lab, server, client })
 }
 
@@ -42,7 +38,7 @@ fn an_open_connection_stops() -> Result<()> {
     // One connection after the other waits 3 s for an answer before it counts as broken.
     let held = client.start(&["hold", &format!("{}:80", server.v4()), "3", "15"])?;
     std::thread::sleep(Duration::from_secs(1));
-    lab.policy("shop", "server", &policy("nobody"))?;
+    lab.admit("shop", "server", &json!([{"from": [app("nobody")]}]))?;
     let result = held.finish(Duration::from_secs(60))?.json()?;
     ensure!(result["broken"] == 3, "every connection stops: {result}");
     let end = agent.record("the end of the allowed part", Duration::from_secs(5), |record| {

@@ -9,8 +9,7 @@ use sekisho_lab::{Heading, Lab, Layout, PodSpec, Sniffer};
 #[test]
 fn everyone_reaches_everyone() -> Result<()> {
     let lab = Lab::new("lab-reach")?;
-    let bridged = lab.pod(PodSpec::new("shop", "a"))?;
-    let neighbour = lab.pod(PodSpec::new("shop", "b"))?;
+    let [bridged, neighbour] = lab.pods("shop", ["a", "b"])?;
     let routed = lab.pod(PodSpec::new("shop", "c").layout(Layout::PointToPoint))?;
     let other = lab.pod(PodSpec::new("shop", "d").layout(Layout::PointToPoint))?;
     let _servers = [bridged.serve("tcp", 80)?, bridged.serve("udp", 53)?, routed.serve("tcp", 80)?, routed.serve("udp", 53)?];
@@ -32,8 +31,7 @@ fn everyone_reaches_everyone() -> Result<()> {
 #[test]
 fn sniffer_counts_wire_packets() -> Result<()> {
     let lab = Lab::new("lab-sniff")?;
-    let server = lab.pod(PodSpec::new("shop", "a"))?;
-    let client = lab.pod(PodSpec::new("shop", "b"))?;
+    let [server, client] = lab.pods("shop", ["a", "b"])?;
     let _serving = server.serve("tcp", 80)?;
     let sniffer = Sniffer::start(server.netns(), "eth0")?;
     let target = format!("{}:80", server.v4());

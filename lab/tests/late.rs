@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use sekisho_lab::{Agent, Lab, PodSpec};
+use sekisho_lab::{Agent, Lab, PodSpec, app};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(8);
@@ -27,9 +27,7 @@ fn a_name_that_comes_late_lets_in_whom_it_allows() -> Result<()> {
     let lab = Lab::new("late-name")?;
     let server = lab.pod(PodSpec::new("shop", "server"))?;
     let _serving = server.serve("tcp", 80)?;
-    let allow = json!({"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"],
-        "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}]});
-    lab.policy("shop", "server", &allow)?;
+    lab.admit("shop", "server", &json!([{"from": [app("client")]}]))?;
     // The outside plays the other node's pod; a neighbour of it is known.
     let address = lab.outside_v4().to_string();
     let neighbour = match address.rsplit_once('.') {

@@ -25,7 +25,7 @@ fn journey(name: &str, layout: Layout) -> Result<()> {
     for (who, place) in [("outside", lab.outside()), ("neighbour", &*neighbour)] {
         ensure!(place.reaches("tcp", lab.node_v4(), 30080)?, "without policy the {who} gets through: the road exists");
     }
-    lab.policy("shop", "closed", &json!({"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"]}))?;
+    lab.admit("shop", "server", &json!([]))?;
     let agent = Agent::start(&lab, &[])?;
     for (who, place) in [("outside", lab.outside()), ("neighbour", &*neighbour)] {
         let sniffer = Sniffer::start(server.netns(), "eth0")?;

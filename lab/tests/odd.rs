@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use sekisho_lab::{Agent, Heading, Lab, Layout, PodSpec, Sniffer};
+use sekisho_lab::{Agent, Heading, Lab, Layout, PodSpec, Sniffer, app};
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(8);
@@ -15,15 +15,8 @@ const SOON: Duration = Duration::from_secs(8);
 #[test]
 fn fragments_follow_their_first() -> Result<()> {
     let lab = Lab::new("odd-fragments")?;
-    let (server, free) = (lab.pod(PodSpec::new("shop", "server"))?, lab.pod(PodSpec::new("shop", "free"))?);
-    let (client, stranger) = (lab.pod(PodSpec::new("shop", "client"))?, lab.pod(PodSpec::new("shop", "stranger"))?);
-    lab.policy(
-        "shop",
-        "server",
-        &json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [
-            {"from": [{"podSelector": {"matchLabels": {"app": "client"}}}], "ports": [{"protocol": "UDP", "port": 53}]},
-        ]}),
-    )?;
+    let [server, free, client, stranger] = lab.pods("shop", ["server", "free", "client", "stranger"])?;
+    lab.admit("shop", "server", &json!([{"from": [app("client")], "ports": [{"protocol": "UDP", "port": 53}]}]))?;
     let _servers = [server.serve("udp", 53)?, free.serve("udp", 53)?];
     let _agent = Agent::start(&lab, &[])?;
     for v6 in [false, true] {
@@ -44,20 +37,19 @@ fn fragments_follow_their_first() -> Result<()> {
 #[test]
 fn refusals_come_back() -> Result<()> {
     let lab = Lab::new("odd-refusals")?;
-    let (server, client) = (lab.pod(PodSpec::new("shop", "server"))?, lab.pod(PodSpec::new("shop", "client"))?);
-    let app = |name: &str| json!([{"podSelector": {"matchLabels": {"app": name}}}]);
+    let [server, client] = lab.pods("shop", ["server", "client"])?;
     let ports = json!([{"protocol": "UDP", "port": 99}, {"protocol": "TCP", "port": 99}]);
     lab.policy(
         "shop",
         "server",
         &json!({"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress", "Egress"],
-        "ingress": [{"from": app("client"), "ports": ports}]}),
+        "ingress": [{"from": [app("client")], "ports": ports}]}),
     )?;
     lab.policy(
         "shop",
         "client",
         &json!({"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Ingress", "Egress"],
-        "egress": [{"to": app("server"), "ports": ports}]}),
+        "egress": [{"to": [app("server")], "ports": ports}]}),
     )?;
     let _agent = Agent::start(&lab, &[])?;
     for v6 in [false, true] {
@@ -109,12 +101,8 @@ fn lent_sources_pass() -> Result<()> {
 #[test]
 fn older_connections_are_adopted() -> Result<()> {
     let lab = Lab::new("odd-adopted")?;
-    let (server, client) = (lab.pod(PodSpec::new("shop", "server"))?, lab.pod(PodSpec::new("shop", "client"))?);
-    lab.policy(
-        "shop",
-        "server",
-        &json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": [{"podSelector": {}}], "ports": [{"port": 80}]}]}),
-    )?;
+    let [server, client] = lab.pods("shop", ["server", "client"])?;
+    lab.admit("shop", "server", &json!([{"from": [{"podSelector": {}}], "ports": [{"port": 80}]}]))?;
     let _serving = server.serve("tcp", 80)?;
     let held = client.start(&["hold", &format!("{}:80", server.v4()), "5", "6"])?;
     let agent = Agent::start(&lab, &[])?;
@@ -157,7 +145,7 @@ fn a_service_is_its_backends() -> Result<()> {
         "shop",
         "client",
         &json!({"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"], "egress": [
-            {"to": [{"podSelector": {"matchLabels": {"app": "backend"}}}], "ports": [{"port": 80}]},
+            {"to": [app("backend")], "ports": [{"port": 80}]},
         ]}),
     )?;
     let _servers = [backend.serve("tcp", 80)?, other.serve("tcp", 80)?];
@@ -177,8 +165,8 @@ fn a_service_is_its_backends() -> Result<()> {
 #[test]
 fn questions_are_answered() -> Result<()> {
     let lab = Lab::new("odd-questions")?;
-    let (server, client) = (lab.pod(PodSpec::new("shop", "server"))?, lab.pod(PodSpec::new("shop", "client"))?);
-    lab.policy("shop", "server", &json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "client"}}}], "ports": [{"port": 80}]}]}))?;
+    let [server, client] = lab.pods("shop", ["server", "client"])?;
+    lab.admit("shop", "server", &json!([{"from": [app("client")], "ports": [{"port": 80}]}]))?;
     let _serving = server.serve("tcp", 80)?;
     let agent = Agent::start(&lab, &[])?;
     for (port, verdict, from) in [(80, "allowed", "shop/client"), (81, "denied", "shop/client"), (80, "denied", "203.0.113.7")] {

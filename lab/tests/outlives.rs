@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use sekisho_lab::{Agent, Heading, Lab, Pod, PodSpec, Sniffer};
+use sekisho_lab::{Agent, Heading, Lab, Pod, PodSpec, Sniffer, app};
 use serde_json::json;
 
 struct Trio {
@@ -15,13 +15,8 @@ struct Trio {
 
 fn trio(name: &str) -> Result<Trio> {
     let lab = Lab::new(name)?;
-    let (server, friend, stranger) =
-        (lab.pod(PodSpec::new("shop", "server"))?, lab.pod(PodSpec::new("shop", "friend"))?, lab.pod(PodSpec::new("shop", "stranger"))?);
-    lab.policy(
-        "shop",
-        "server",
-        &json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}]}]}),
-    )?;
+    let [server, friend, stranger] = lab.pods("shop", ["server", "friend", "stranger"])?;
+    lab.admit("shop", "server", &json!([{"from": [app("friend")]}]))?;
     for pod in [&server, &friend, &stranger] {
         // Thousands of short connections between two addresses: let ports be used again at once.
         pod.netns().sysctl("net/ipv4/tcp_tw_reuse", "1")?;

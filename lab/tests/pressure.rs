@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sekisho_lab::{Agent, Lab, PodSpec, kill};
+use sekisho_lab::{Agent, Lab, PodSpec, app, kill, until};
 use serde_json::{Value, json};
 
 fn number(value: &Value) -> u64 {
@@ -43,11 +43,8 @@ fn balanced(ledger: &Value, quiet: bool) -> Result<()> {
 #[test]
 fn a_syn_flood_cuts_nobody() -> Result<()> {
     let lab = Lab::new("pressure-syn")?;
-    let server = lab.pod(PodSpec::new("shop", "server"))?;
-    let busy = lab.pod(PodSpec::new("shop", "busy"))?;
-    let other = lab.pod(PodSpec::new("shop", "other"))?;
-    let flooder = lab.pod(PodSpec::new("shop", "flooder"))?;
-    lab.policy("shop", "server", &json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"ports": [{"port": 80}]}]}))?;
+    let [server, busy, other, flooder] = lab.pods("shop", ["server", "busy", "other", "flooder"])?;
+    lab.admit("shop", "server", &json!([{"ports": [{"port": 80}]}]))?;
     let _serving = server.serve("tcp", 80)?;
     let agent = Agent::start(&lab, &[])?;
     let held = busy.start(&["hold", &format!("{}:80", server.v4()), "1000", "25"])?;
@@ -71,10 +68,7 @@ fn a_syn_flood_cuts_nobody() -> Result<()> {
 #[test]
 fn answered_datagrams_of_one_pod() -> Result<()> {
     let lab = Lab::new("pressure-udp")?;
-    let server = lab.pod(PodSpec::new("shop", "server"))?;
-    let busy = lab.pod(PodSpec::new("shop", "busy"))?;
-    let greedy = lab.pod(PodSpec::new("shop", "greedy"))?;
-    let mirror = lab.pod(PodSpec::new("shop", "mirror"))?;
+    let [server, busy, greedy, mirror] = lab.pods("shop", ["server", "busy", "greedy", "mirror"])?;
     let _servers = [server.serve("udp", 53)?, server.serve("tcp", 80)?, mirror.serve("udp", 9000)?, mirror.serve("udp", 9001)?];
     let agent = Agent::start(&lab, &[])?;
     let held = busy.start(&["hold", &format!("{}:80", server.v4()), "100", "20"])?;
@@ -152,10 +146,8 @@ fn told_is_written(agent: Agent, lines: &Path) -> Result<()> {
 #[test]
 fn a_full_address_table_keeps_what_is_in_force() -> Result<()> {
     let lab = Lab::new("pressure-addresses")?;
-    let (server, client) = (lab.pod(PodSpec::new("shop", "server"))?, lab.pod(PodSpec::new("shop", "client"))?);
-    let stranger = lab.pod(PodSpec::new("shop", "stranger"))?;
-    let allow = |client: &str| json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": client}}}]}]});
-    lab.policy("shop", "server", &allow("client"))?;
+    let [server, client, stranger] = lab.pods("shop", ["server", "client", "stranger"])?;
+    lab.admit("shop", "server", &json!([{"from": [app("client")]}]))?;
     let _serving = server.serve("tcp", 80)?;
     let agent = Agent::start(&lab, &["--memory-budget", "8Mi"])?;
     let passes = |pod: &sekisho_lab::Pod| pod.reaches("tcp", server.v4(), 80);
@@ -175,19 +167,42 @@ fn a_full_address_table_keeps_what_is_in_force() -> Result<()> {
     agent
         .until_status("the far ones have no room", Duration::from_secs(20), |status| status["policy"]["left_out"].as_u64() >= Some(8000))?;
     ensure!(agent.status()?["ready"] == true && passes(&client)? && !passes(&stranger)?, "nobody misses them");
-    let outsider = json!({"podSelector": {"matchLabels": {"app": "stranger"}}, "ingress": [{"from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "far"}}}]}]});
-    lab.policy("shop", "stranger", &outsider)?;
+    lab.admit("shop", "stranger", &json!([{"from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "far"}}}]}]))?;
     agent.until_status("the status says what is full", Duration::from_secs(20), |status| {
         status["ready"] == false && status["unready"].to_string().contains("ADDRESSES")
     })?;
     ensure!(passes(&client)? && !passes(&stranger)?, "what was in force still is");
-    lab.policy("shop", "server", &allow("stranger"))?;
+    lab.admit("shop", "server", &json!([{"from": [app("stranger")]}]))?;
     std::thread::sleep(Duration::from_millis(500));
     ensure!(passes(&client)? && !passes(&stranger)?, "nothing is half applied: {}", agent.log());
 
     lab.remove_manifest("policy-shop-stranger.json")?;
-    sekisho_lab::until(Duration::from_secs(10), "the next policy that fits is applied", || Ok(!passes(&client)? && passes(&stranger)?))
+    until(Duration::from_secs(10), "the next policy that fits is applied", || Ok(!passes(&client)? && passes(&stranger)?))
         .with_context(|| agent.log())?;
     agent.until_status("nothing is in the way any more", Duration::from_secs(5), |status| status["ready"] == true)?;
     Ok(())
+}
+
+/// A policy that alone would fill the kernel's table of networks: it isolates its pods, allows nothing and is named, and what
+/// other namespaces change takes effect as ever.
+#[test]
+fn a_policy_that_is_too_large_starves_its_own_namespace_alone() -> Result<()> {
+    let lab = Lab::new("pressure-share")?;
+    let [server, client, stranger] = lab.pods("shop", ["server", "client", "stranger"])?;
+    let [greedy] = lab.pods("tenant", ["greedy"])?;
+    let _servers = [server.serve("tcp", 80)?, lab.outside().serve("tcp", 80)?];
+    let agent = Agent::start(&lab, &["--memory-budget", "8Mi"])?;
+    let goes_out = || greedy.reaches("tcp", lab.outside_v4(), 80);
+    ensure!(goes_out()?, "without policy everything is open");
+    let others = (0..4000).map(|n| format!("198.{}.{}.0/24", n / 256, n % 256));
+    let networks: Vec<Value> = others.chain([format!("{}/32", lab.outside_v4())]).map(|cidr| json!({"ipBlock": {"cidr": cidr}})).collect();
+    lab.policy("tenant", "list", &json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": networks}]}))?;
+    until(Duration::from_secs(5), "it fails closed", || Ok(!goes_out()?)).with_context(|| agent.log())?;
+    ensure!(agent.log().contains("tenant/list is too large"), "it is named: {}", agent.log());
+    lab.admit("shop", "server", &json!([{"from": [app("client")]}]))?;
+    until(Duration::from_secs(5), "others' policy is in force", || Ok(!stranger.reaches("tcp", server.v4(), 80)?))
+        .with_context(|| agent.log())?;
+    ensure!(client.reaches("tcp", server.v4(), 80)? && agent.status()?["ready"] == true, "{}", agent.log());
+    lab.policy("tenant", "list", &json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": &networks[3900..]}]}))?;
+    until(Duration::from_secs(5), "a shorter one is in force", goes_out).with_context(|| agent.log())
 }

@@ -20,7 +20,7 @@ fn start<'a>(direction: &'a str, port: u16, ip: &'a str) -> impl Fn(&Value) -> b
 #[test]
 fn records_name_who_dialled_and_who_listens() -> Result<()> {
     let lab = Lab::new("processes")?;
-    let (server, client) = (lab.pod(PodSpec::new("shop", "server"))?, lab.pod(PodSpec::new("shop", "client"))?);
+    let [server, client] = lab.pods("shop", ["server", "client"])?;
     // One of them listens since before the agent.
     let old = server.serve("tcp", 79)?;
     let agent = Agent::start(&lab, &[])?;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sekisho_lab::{Agent, Heading, Lab, Layout, Pod, PodSpec, Sniffer, sum};
+use sekisho_lab::{Agent, Heading, Lab, Layout, Pod, PodSpec, Sniffer, app, sum};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(8);
@@ -22,13 +22,7 @@ fn shop(name: &str) -> Result<Shop> {
     let database = lab.pod(PodSpec::new("shop", "database-0").label("app", "database").owner("StatefulSet", "database"))?;
     let api = lab.pod(PodSpec::new("shop", "api-5d9f7c6b8-x2x4z").label("app", "api").owner("Deployment", "api").service_account("api"))?;
     let stranger = lab.pod(PodSpec::new("shop", "stranger").owner("Job", "stranger"))?;
-    lab.policy(
-        "shop",
-        "database",
-        &json!({"podSelector": {"matchLabels": {"app": "database"}}, "policyTypes": ["Ingress"], "ingress": [
-            {"from": [{"podSelector": {"matchLabels": {"app": "api"}}}], "ports": [{"protocol": "TCP", "port": 5432}]},
-        ]}),
-    )?;
+    lab.admit("shop", "database", &json!([{"from": [app("api")], "ports": [{"protocol": "TCP", "port": 5432}]}]))?;
     Ok(Shop { lab, database, api, stranger })
 }
 

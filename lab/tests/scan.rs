@@ -85,11 +85,7 @@ fn ordinary_traffic_is_quiet() -> Result<()> {
     let clients = (0..4)
         .map(|number| lab.pod(PodSpec::new("shop", &format!("client-{number}")).owner("Deployment", "client")))
         .collect::<Result<Vec<_>>>()?;
-    lab.policy(
-        "shop",
-        "server",
-        &json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"ports": [{"port": 80}, {"port": 443}, {"port": 53, "protocol": "UDP"}]}]}),
-    )?;
+    lab.admit("shop", "server", &json!([{"ports": [{"port": 80}, {"port": 443}, {"port": 53, "protocol": "UDP"}]}]))?;
     let _servers = [server.serve("tcp", 80)?, server.serve("tcp", 443)?, server.serve("udp", 53)?];
     let agent = Agent::start(&lab, &[])?;
     let begin = Instant::now();

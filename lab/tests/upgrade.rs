@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sekisho_lab::{Agent, AgentOptions, Heading, Lab, Pod, PodSpec, Running, Sniffer, counts_are_the_wires, tool, until};
+use sekisho_lab::{Agent, AgentOptions, Heading, Lab, Pod, Running, Sniffer, app, counts_are_the_wires, tool, until};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -19,11 +19,8 @@ struct Traffic {
 }
 
 fn pods(lab: &Lab) -> Result<[Pod; 3]> {
-    let pods = ["server", "friend", "stranger"].map(|name| lab.pod(PodSpec::new("shop", name)));
-    let [server, friend, stranger] = pods;
-    let spec = json!({"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}]}]});
-    lab.policy("shop", "server", &spec)?;
-    let pods = [server?, friend?, stranger?];
+    let pods = lab.pods("shop", ["server", "friend", "stranger"])?;
+    lab.admit("shop", "server", &json!([{"from": [app("friend")]}]))?;
     for pod in &pods {
         pod.netns().sysctl("net/ipv4/tcp_tw_reuse", "1")?;
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
-use sekisho_lab::{Agent, CgroupLayout, Count, Flow, Heading, Lab, Layout, Pod, PodSpec, Sniffer, sum};
+use sekisho_lab::{Agent, CgroupLayout, Count, Flow, Heading, Lab, Layout, Pod, PodSpec, Sniffer, app, sum};
 use serde_json::json;
 
 /// Everybody of one node, with the policies of the test in force.
@@ -25,19 +25,9 @@ fn cast(name: &str, layout: Layout, cgroup: CgroupLayout) -> Result<Cast> {
     let lab = Lab::new(name)?;
     let pod = |name: &str| lab.pod(PodSpec::new("shop", name).layout(layout).cgroup(cgroup));
     let (server, open, client, stranger, caged) = (pod("server")?, pod("open")?, pod("client")?, pod("stranger")?, pod("caged")?);
-    let app = |name: &str| json!({"podSelector": {"matchLabels": {"app": name}}});
-    lab.policy(
-        "shop",
-        "server",
-        &json!({"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"], "ingress": [
-            {"from": [app("client")], "ports": [{"protocol": "TCP", "port": 80}, {"protocol": "UDP", "port": 53}]},
-        ]}),
-    )?;
-    lab.policy(
-        "shop",
-        "open",
-        &json!({"podSelector": {"matchLabels": {"app": "open"}}, "policyTypes": ["Ingress"], "ingress": [{"from": [app("client"), app("caged")]}]}),
-    )?;
+    let ports = json!([{"protocol": "TCP", "port": 80}, {"protocol": "UDP", "port": 53}]);
+    lab.admit("shop", "server", &json!([{"from": [app("client")], "ports": ports}]))?;
+    lab.admit("shop", "open", &json!([{"from": [app("client"), app("caged")]}]))?;
     lab.policy(
         "shop",
         "caged",

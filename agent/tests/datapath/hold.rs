@@ -110,8 +110,7 @@ fn pods_are_held_until_their_policy_is_in_force_with_and_without_an_agent() -> R
 #[test]
 fn groups_of_pods_that_are_gone_make_room_while_a_pod_waits() -> Result<()> {
     let lab = Lab::new("dp-live")?;
-    let staying = lab.pod(PodSpec::new("shop", "staying"))?;
-    let going = lab.pod(PodSpec::new("shop", "going"))?;
+    let [staying, going] = lab.pods("shop", ["staying", "going"])?;
     let pods = [manifest(&staying, false), never_starting(&staying), manifest(&going, false)];
     let live = |datapath: &Datapath| datapath.maps().iter().find(|map| map.name == "LIVE").map(|map| map.entries);
     lab.node().netns().within(|| {

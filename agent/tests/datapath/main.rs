@@ -244,8 +244,7 @@ fn another_memory_budget_takes_over_flows_and_links() -> Result<()> {
 #[test]
 fn clsact_is_found_again_and_leaves_what_is_not_ours() -> Result<()> {
     let lab = Lab::new("dp-clsact")?;
-    let ours = lab.pod(PodSpec::new("shop", "ours"))?;
-    let shared = lab.pod(PodSpec::new("shop", "shared"))?;
+    let [ours, shared] = lab.pods("shop", ["ours", "shared"])?;
     let pods = [manifest(&ours, false), manifest(&shared, false)];
     let (mine, theirs) = (ours.interface().context("veth")?.to_owned(), shared.interface().context("veth")?.to_owned());
     lab.node().netns().within(|| {
