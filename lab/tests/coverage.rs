@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use sekisho_lab::{Agent, Lab, PodSpec, ShortCut};
+use sekisho_lab::{Agent, Lab, PodSpec, ShortCut, newcomer};
 use serde_json::{Value, json};
 
 fn endpoint<'a>(status: &'a Value, name: &str) -> Option<&'a Value> {
@@ -64,6 +64,28 @@ fn blindness_is_detected_and_said() -> Result<()> {
         record["direction"] == "ingress" && record["destination"]["port"] == 81 && record["source"]["ip"] == lab.bridge_v4().to_string()
     })?;
     ensure!(probe["verdict"] == "allowed" && probe["attach"] == "cgroup", "{probe:#}");
+    Ok(())
+}
+
+/// Where others have TCX programs at pods' interfaces, a filter would come after them, and they might send packets past it: a pod
+/// that comes in a hurry gets links all the same.
+#[test]
+fn a_newcomer_gets_links_where_others_use_them() -> Result<()> {
+    let first_hooks = |others: bool| -> Result<Value> {
+        let lab = Lab::new(if others { "coverage-shared" } else { "coverage-alone" })?;
+        let known = lab.pod(PodSpec::new("shop", "known"))?;
+        let _other = if others { Some(ShortCut::onto(&lab, known.interface().expect("it has a veth"))?) } else { None };
+        let agent = Agent::start(&lab, &[])?;
+        let _newcomer = lab.pod(newcomer("shop", "newcomer"))?;
+        let mut attach = Value::Null;
+        agent.until_status("the newcomer is attached", Duration::from_secs(5), |status| {
+            attach = endpoint(status, "newcomer").map_or(Value::Null, |endpoint| endpoint["attach"].clone());
+            attach.as_str().is_some_and(|attach| attach != "none")
+        })?;
+        Ok(attach)
+    };
+    ensure!(first_hooks(false)? == "clsact", "alone it begins with filters");
+    ensure!(first_hooks(true)? == "tcx", "with others it begins with links");
     Ok(())
 }
 
