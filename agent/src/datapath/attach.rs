@@ -158,11 +158,11 @@ impl Attacher {
                     )?;
                 }
                 // The qdisc stays: a device that loses one drops packets for a moment.
-                SIDES.iter().try_for_each(|side| filters::remove(netlink, ifindex, side.hook).map(drop))
+                Self::leave_filters(netlink, ifindex)
             }
             Backend::Clsact => {
                 Self::filters(netlink, maps, programs, ifindex)?;
-                self.unpin(|name| SIDES.iter().any(|side| name == tcx_pin(ifindex, side)))
+                self.leave_links(ifindex)
             }
         }
     }
@@ -276,7 +276,7 @@ impl Attacher {
 
     /// Detaches from an interface: links, filters, and the qdisc where we made it and nobody else uses it.
     pub(super) fn leave_interface(&self, netlink: &mut Netlink, maps: &Maps, ifindex: u32) -> io::Result<()> {
-        self.unpin(|name| SIDES.iter().any(|side| name == tcx_pin(ifindex, side)))?;
+        self.leave_links(ifindex)?;
         self.remove_filters(netlink, maps, ifindex)
     }
 
@@ -303,13 +303,14 @@ impl Attacher {
         Ok(())
     }
 
-    /// Lets go of an interface's hooks, so that attaching again puts us in front: neither a link nor a filter can be moved.
-    /// Packets of that moment pass unjudged.
-    pub(super) fn make_way(&self, netlink: &mut Netlink, ifindex: u32, backend: Backend) -> io::Result<()> {
-        match backend {
-            Backend::Tcx => self.unpin(|name| SIDES.iter().any(|side| name == tcx_pin(ifindex, side))),
-            Backend::Clsact => SIDES.iter().try_for_each(|side| filters::remove(netlink, ifindex, side.hook).map(drop)),
-        }
+    /// Takes our links off an interface.
+    pub(super) fn leave_links(&self, ifindex: u32) -> io::Result<()> {
+        self.unpin(|name| SIDES.iter().any(|side| name == tcx_pin(ifindex, side)))
+    }
+
+    /// Takes our filters off an interface.
+    pub(super) fn leave_filters(netlink: &mut Netlink, ifindex: u32) -> io::Result<()> {
+        SIDES.iter().try_for_each(|side| filters::remove(netlink, ifindex, side.hook).map(drop))
     }
 
     /// Whether our programs run, and run first, at both hooks of an interface.

@@ -68,7 +68,7 @@ impl Datapath {
         };
         if finding.is_ok_and(|finding| finding == Finding::NotFirst)
             && let Some(ifindex) = endpoint.ifindex()
-            && let Err(error) = self.attacher.make_way(&mut self.netlink, ifindex, backend)
+            && let Err(error) = self.come_first(ifindex, backend)
         {
             tracing::warn!(%error, ifindex, "our program could not be put in front");
         }

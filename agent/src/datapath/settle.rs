@@ -91,6 +91,19 @@ impl Datapath {
         }
     }
 
+    /// Puts our programs in front of another's. Neither a link nor a filter can be moved: they go and come again, and where links
+    /// do so, filters judge meanwhile.
+    pub(super) fn come_first(&mut self, ifindex: u32, backend: Backend) -> io::Result<()> {
+        if backend == Backend::Clsact {
+            return Attacher::leave_filters(&mut self.netlink, ifindex);
+        }
+        self.settling(ifindex)?;
+        let moved = Attacher::filters(&mut self.netlink, &self.maps, &self.programs, ifindex)
+            .and_then(|()| self.attacher.leave_links(ifindex))
+            .and_then(|()| self.attacher.interface(&mut self.netlink, &self.maps, &self.programs, ifindex));
+        self.settling(0).and(moved)
+    }
+
     /// Nothing settles any more, if a former agent ended while something did.
     pub(super) fn end_settling(&mut self) {
         if self.config.settling != 0
