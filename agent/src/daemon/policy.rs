@@ -92,6 +92,7 @@ impl Pump {
             node_addresses: &self.node_addresses,
             found: &self.known,
             room_for_services: self.datapath.room_for_services(),
+            room_for_networks: self.datapath.room_for_networks(),
             instances: &self.journal,
         });
         let near: HashSet<Address> = self.known.values().flatten().map(|ip| policy::mapped(*ip)).collect();

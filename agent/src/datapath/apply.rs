@@ -146,6 +146,11 @@ impl Datapath {
         self.maps.vips.max() as usize
     }
 
+    /// How many networks the kernel can hold, and at least as many prefixes of ports.
+    pub fn room_for_networks(&self) -> usize {
+        self.maps.cidrs.max().min(self.maps.ports.max()) as usize
+    }
+
     /// Rows that let the old sets know the new numbers of classes until no endpoint points at them any more.
     ///
     /// Where an address changes from a class to one that the old tables do not know (after a restart all of them do), a

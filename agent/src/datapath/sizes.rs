@@ -94,17 +94,6 @@ mod tests {
         assert_eq!(sizes.ring, 4 << 20);
     }
 
-    /// The compiler's shares count on it.
-    #[test]
-    fn there_is_more_room_for_networks_and_ports_than_for_service_ports() {
-        for budget in [0, 32 << 20, 128 << 20, 4 << 30] {
-            let sizes = plan(budget, 4, 4096);
-            for name in ["CIDRS", "PORTS"] {
-                assert!(entries(&sizes, name) / 4 >= entries(&sizes, "VIPS") / 3, "{name} of {budget}");
-            }
-        }
-    }
-
     #[test]
     fn a_tiny_budget_still_gives_usable_maps() {
         let sizes = plan(0, 128, 4096);

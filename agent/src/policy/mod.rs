@@ -48,8 +48,10 @@ pub struct Input<'a> {
     pub node_addresses: &'a [IpAddr],
     /// Addresses that the datapath found in local pods' namespaces, by pod UID; they win over status.
     pub found: &'a HashMap<Arc<str>, Vec<IpAddr>>,
-    /// How many Service ports the kernel's table holds. Its tables of networks and of ports hold at least a third more each.
+    /// How many Service ports the kernel's table holds.
     pub room_for_services: usize,
+    /// How many networks its table holds, and that of ports at least as many prefixes of them.
+    pub room_for_networks: usize,
     /// Instance number of everything that may be a remote or local end.
     pub instances: &'a dyn Instances,
 }

@@ -20,15 +20,12 @@ use crate::inventory::{NetworkPolicy, Pod, PolicyPeer, PolicyPort, PolicyRule, P
 const OVERLAPPING: usize = 64;
 
 /// How much of each table one namespace may take: a quarter. A policy may change wholly, and change again at once: then
-/// three versions of it are in the kernel's tables for a moment. That of Service ports is the smallest of the three tables; the
-/// other two hold at least a third more.
-fn share(input: &Input<'_>) -> usize {
-    input.room_for_services / 3
-}
+/// three versions of it are in the kernel's tables for a moment.
+const PART: usize = 4;
 
 /// Takes all that a policy allows from those that go beyond their namespace's share.
 pub(super) fn within_shares(input: &Input<'_>, by_namespace: &mut ByNamespace, warnings: &mut Vec<Warning>) {
-    let share = share(input);
+    let share = input.room_for_networks / PART;
     let mut local: Option<BTreeMap<&str, Vec<&Pod>>> = None;
     for (namespace, policies) in by_namespace {
         // Nearly all namespaces are far below.

@@ -175,7 +175,16 @@ fn compile(compiler: &mut Compiler, snapshot: &Snapshot, numbers: &Numbers) -> C
 /// Into tables of a size.
 fn compile_with(compiler: &mut Compiler, snapshot: &Snapshot, numbers: &Numbers, room_for_services: usize) -> Compiled {
     let (found, nodes) = (HashMap::new(), [NODE.parse().unwrap()]);
-    compiler.compile(&Input { snapshot, node: "n1", node_addresses: &nodes, found: &found, room_for_services, instances: numbers })
+    let room_for_networks = room_for_services / 3 * 4;
+    compiler.compile(&Input {
+        snapshot,
+        node: "n1",
+        node_addresses: &nodes,
+        found: &found,
+        room_for_services,
+        room_for_networks,
+        instances: numbers,
+    })
 }
 
 /// A pod on `n1` (`n2` where the name ends in `far`); `rest` continues the document.
