@@ -21,7 +21,7 @@ mod meaning;
 pub use described::{Field, Type};
 pub use frame::{SocketFrame, SocketQuery};
 pub(crate) use meaning::numbers;
-pub use meaning::{address_flags, contact, end_reason, endpoint_flags, event, flow_flags, mode, reason, verdict};
+pub use meaning::{address_flags, contact, end_reason, endpoint_flags, event, flow_flags, hold, mode, reason, verdict};
 
 /// What the endpoint sends: the index 0 of everything kept per direction of the endpoint.
 pub const EGRESS: u8 = 0;
@@ -320,7 +320,7 @@ boundary! {
 
     /// Whether pods are held until their policy is in force, one entry.
     pub struct Hold {
-        /// 1 = they are held, 2 = what they send and get is only counted, 0 = not even that.
+        /// [`hold`](crate::layout::hold) number.
         pub on: u32,
         /// Bit n: pods' cgroups lie n levels below the root.
         pub levels: u32,

@@ -14,6 +14,7 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_socket_cookie, bpf_getsockopt, bpf_setsockopt, bpf_skb_ancestor_cgroup_id,
 };
 use sekisho_core::counters;
+use sekisho_core::layout::hold::{HELD, OFF};
 use sekisho_core::layout::{AddressEntry, EGRESS, address_flags, mode};
 use sekisho_core::parse::{Window, discovers, link_local, mapped, protocol};
 
@@ -26,15 +27,13 @@ use crate::tables::ANY;
 
 /// Levels below the root that are looked at.
 const DEEPEST: u32 = 16;
-/// [`Hold::on`](sekisho_core::layout::Hold::on): pods are held.
-const HELD: u32 = 1;
 
 /// Judges a packet of a socket somewhere below the pods' group.
 #[inline(always)]
 pub(crate) fn packet(skb: Skb, direction: u8) -> Fate {
     let Some(hold) = HOLD.get(0) else { return Fate::Pass };
     // SAFETY: the context is valid.
-    if hold.on == 0 || is_live(hold.levels, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb.0, level) }) {
+    if hold.on == OFF || is_live(hold.levels, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb.0, level) }) {
         return Fate::Pass;
     }
     let window = Direct::new(skb);

@@ -23,6 +23,10 @@ use crate::{close, error, open, read};
 pub(crate) const PASS: u32 = 0;
 /// Drop it.
 pub(crate) const DROP: u32 = 1;
+/// Another CPU changed the connection at the same time.
+const MET: u32 = u32::MAX;
+/// How often a packet tries then. Whoever comes in between has changed the state or the flags seen, of which there are few.
+const STEPS: u32 = 4;
 
 /// Judges a packet. Where `packet.family` is not 0 its headers are in the scratch already, and `found` is what the
 /// tables know of it.
@@ -271,11 +275,31 @@ fn advance(scratch: &mut Scratch, entry: Entry, reply: bool) -> u32 {
     PASS
 }
 
+/// Takes the step that a packet's flags make of the connection in `entry`: the state before, and in the second byte the one
+/// after; or [`MET`]. By itself, or the verifier would walk all that follows for every state.
+#[inline(never)]
+#[unsafe(export_name = "connection_stepped")]
+extern "C" fn stepped(entry: *mut Flow, reply: u32, flags: u32) -> u32 {
+    let Some(entry) = NonNull::new(entry).map(Entry) else { return MET };
+    match entry.step(|state| tcp::next(state, reply != 0, flags as u8)) {
+        Some((before, after)) => u32::from(before) | u32::from(after) << 8,
+        None => MET,
+    }
+}
+
 #[inline(always)]
 fn step(scratch: &mut Scratch, entry: Entry, reply: bool) -> u32 {
     let flags = scratch.packet.tcp_flags;
-    let before = entry.state;
-    let after = tcp::next(before, reply, flags);
+    let mut taken = MET;
+    for _ in 0..STEPS {
+        if taken == MET {
+            taken = stepped(tables::pointer(Some(entry)), reply.into(), flags.into());
+        }
+    }
+    if taken == MET {
+        return PASS;
+    }
+    let (before, after) = (taken as u8, (taken >> 8) as u8);
     if after == before {
         // The opener acknowledges an answer that this hook did not see.
         if before == state::SYN_SENT
@@ -293,7 +317,6 @@ fn step(scratch: &mut Scratch, entry: Entry, reply: bool) -> u32 {
         let since = emit::clock(scratch).saturating_sub(start_ns) / 1000;
         entry.raw().rtt_us = since.min(u64::from(u32::MAX)) as u32;
     }
-    entry.raw().state = after;
     if after == state::RESET && reply && matches!(before, state::SYN_SENT | state::PROBE) {
         emit::refused(scratch.slot, tables::pointer(Some(entry)));
     }

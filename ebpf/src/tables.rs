@@ -1,5 +1,6 @@
 //! Flow tables by family and kind, and the policy tables that a judgement asks.
 
+use core::mem::offset_of;
 use core::ptr::NonNull;
 
 use aya_ebpf::maps::lpm_trie::Key;
@@ -8,7 +9,7 @@ use sekisho_core::layout::{
 };
 use sekisho_core::verdict::Tables;
 
-use crate::kernel::{add, swap_if};
+use crate::kernel::{add, copy16, swap_if};
 use crate::maps::{
     ADDRESSES, ANSWERED4, ANSWERED6, CIDRS, EMBRYONIC4, EMBRYONIC6, ENDPOINT_STATES, ENDPOINTS, ESTABLISHED4, ESTABLISHED6, PORTS, RULES,
     VIPS,
@@ -131,6 +132,21 @@ impl Entry {
         before != why && before != OVER && swap_if(&mut self.raw().claim, before, why)
     }
 
+    /// Changes the state to what `next` says follows it: before and after, the same where nothing follows. Of packets that
+    /// two CPUs meet at once, each takes its own step: none where another CPU came in between.
+    #[inline(always)]
+    pub(crate) fn step(&self, next: impl FnOnce(u8) -> u8) -> Option<(u8, u8)> {
+        const STATE: usize = (offset_of!(Flow, state) - offset_of!(Flow, tcp_flags)) * 8;
+        const { assert!(offset_of!(Flow, tcp_flags).is_multiple_of(4) && STATE < 32) };
+        // Of four bytes there is a comparing swap. The other three are written by themselves, and lose nothing by it.
+        // SAFETY: four aligned bytes within the flow, which is map memory.
+        let word = unsafe { &mut *(&raw mut self.raw().tcp_flags).cast::<u32>() };
+        let old = *word;
+        let before = (old >> STATE) as u8;
+        let after = next(before);
+        (after == before || swap_if(word, old, old & !(0xff << STATE) | u32::from(after) << STATE)).then_some((before, after))
+    }
+
     /// 0 if a packet in `direction` is a forward one, 1 if it is a reply.
     #[inline(always)]
     pub(crate) fn side(&self, direction: u8) -> usize {
@@ -243,14 +259,14 @@ impl Tables for Maps<'_> {
     fn cidr(&self, address: &Address) -> Option<u32> {
         let key = &mut self.room().cidr;
         key.prefix_len = 128;
-        key.data.address = *address;
+        copy16(&mut key.data.address, address);
         CIDRS.get(key).copied()
     }
 
     #[inline(always)]
     fn vip(&self, address: &Address, port: u16, protocol: u8) -> Option<Vip> {
         let key = &mut self.room().vip;
-        key.address = *address;
+        copy16(&mut key.address, address);
         key.port = port;
         key.protocol = protocol;
         // SAFETY: as in `address`.

@@ -12,16 +12,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use sekisho_core::layout::Hold;
+use sekisho_core::layout::{Hold, hold};
 
 use super::Datapath;
 use super::cgroup::{PodCgroup, level_bits};
 
 /// Levels below `kubepods` at which pods lie: guaranteed ones directly, the others in the group of their class.
 const POD_LEVELS: [u32; 2] = [1, 2];
-/// Values of [`Hold::on`].
-const HELD: u32 = 1;
-const COUNTED: u32 = 2;
 
 /// What is in the kernel.
 #[derive(Debug, Default)]
@@ -40,9 +37,9 @@ pub(super) struct Holding {
 impl Datapath {
     /// Says whether pods without a policy in force are held. Takes effect in mode enforce.
     pub fn set_hold(&mut self, wanted: bool) {
-        let wanted = if wanted { HELD } else { COUNTED };
+        let wanted = if wanted { hold::HELD } else { hold::COUNTED };
         if self.holding.wanted != wanted {
-            let text = if wanted == HELD { "pods are held until their policy is in force" } else { "pods are not held" };
+            let text = if wanted == hold::HELD { "pods are held until their policy is in force" } else { "pods are not held" };
             tracing::info!("{text}");
         }
         self.holding.wanted = wanted;

@@ -107,6 +107,18 @@ numbers! {
     }
 }
 
+numbers! {
+    /// [`Hold::on`].
+    pub mod hold: u32 {
+        /// What pods send and get before their policy is in force passes unseen.
+        OFF = 0 "off",
+        /// It is held.
+        HELD = 1 "held",
+        /// It passes, counted.
+        COUNTED = 2 "counted",
+    }
+}
+
 /// Bits of [`Flow::flags`].
 pub mod flow_flags {
     /// A policy isolates the endpoint in the judged direction.

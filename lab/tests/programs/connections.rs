@@ -237,6 +237,50 @@ fn a_flow_that_is_being_promoted_is_found() {
     assert_eq!((starts, node.count(c::CREATED)), (FLOWS.into(), FLOWS.into()));
 }
 
+/// Waits for the other processor's `turn`th time. A barrier would let them go too far apart.
+fn meet(come: &AtomicUsize, turn: u16) {
+    come.fetch_add(1, Ordering::SeqCst);
+    while come.load(Ordering::SeqCst) < 2 * usize::from(turn) {
+        std::hint::spin_loop();
+    }
+}
+
+/// Both sides say at once that they are done: neither's word is lost, so the connection closes.
+#[test]
+fn a_connection_closes_whichever_processor_meets_which_end() {
+    const FLOWS: u16 = 4_000;
+    let node = node::start(0);
+    node.put("CONFIG", &0u32, &sekisho_core::layout::Config { linger: 1 << 20, ..node::config(1) }).expect("writes");
+    node.put("ENDPOINTS", &1u32, &Endpoint { established_cap: 10_000, ..node::endpoint(0) }).expect("writes");
+    let send = |port: u16, egress: bool, flags: u8| {
+        assert_eq!(node::send(&node, egress, &frames::tcp(egress, port, 80, flags)), node::PASS);
+    };
+    for port in 1..=FLOWS {
+        for (egress, flags) in [(true, SYN), (false, SYN | ACK), (true, ACK)] {
+            send(port, egress, flags);
+        }
+    }
+    let programs: &sekisho_lab::programs::Programs = &node;
+    let come = AtomicUsize::new(0);
+    let finish = |egress: bool| {
+        for port in 1..=FLOWS {
+            let frame = frames::tcp(egress, port, 80, FIN | ACK);
+            meet(&come, port);
+            assert_eq!(node::send(programs, egress, &frame), node::PASS);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| finish(true));
+        finish(false);
+    });
+    for port in 1..=FLOWS {
+        send(port, true, ACK);
+        send(port, false, ACK);
+    }
+    let open = (1..=FLOWS).filter(|port| node::flow(&node, "ESTABLISHED4", *port, 80, 6).expect("lingers").state != state::CLOSED).count();
+    assert_eq!(open, 0, "of {FLOWS}");
+}
+
 /// Two processors meet the same SYN on a closed connection: its end is told once, and one new connection begins.
 #[test]
 fn a_connection_is_replaced_once_by_whoever_comes_first() {
@@ -250,15 +294,11 @@ fn a_connection_is_replaced_once_by_whoever_comes_first() {
     node.told();
     let created = node.count(c::CREATED);
     let programs: &sekisho_lab::programs::Programs = &node;
-    // A barrier would let them go too far apart.
     let come = AtomicUsize::new(0);
     let again = || {
         for port in 1..=FLOWS {
             let frame = frames::tcp(true, port, 80, SYN);
-            come.fetch_add(1, Ordering::SeqCst);
-            while come.load(Ordering::SeqCst) < 2 * usize::from(port) {
-                std::hint::spin_loop();
-            }
+            meet(&come, port);
             assert_eq!(node::egress(programs, &frame), node::PASS);
         }
     };

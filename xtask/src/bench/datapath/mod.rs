@@ -10,7 +10,7 @@ mod rounds;
 mod sockets;
 
 use anyhow::Result;
-use sekisho_core::layout::{EGRESS, Hold, INGRESS};
+use sekisho_core::layout::{EGRESS, Hold, INGRESS, hold};
 use sekisho_core::tcp::{ACK, FIN, SYN};
 use sekisho_lab::programs::Group;
 
@@ -175,7 +175,7 @@ fn groups(bench: &mut Bench, table: &mut Table) -> Result<()> {
 fn holding(bench: &mut Bench, table: &mut Table, group: u64) -> Result<()> {
     /// Groups one and two levels below the root may be pods'.
     const LEVELS: u32 = 1 << 1 | 1 << 2;
-    bench.programs.put("HOLD", &0u32, &Hold { on: 1, levels: LEVELS })?;
+    bench.programs.put("HOLD", &0u32, &Hold { on: hold::HELD, levels: LEVELS })?;
     bench.programs.put("LIVE", &group, &1u32)?;
     for (direction, side) in [(EGRESS, "out"), (INGRESS, "in")] {
         let cost = bench.holding(tcp(Family::V4, direction, ACK))?;
