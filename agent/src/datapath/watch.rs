@@ -4,7 +4,7 @@
 //! It only wakes; what happened is found by looking. What it cannot see (a process that enters an old cgroup) is found by
 //! looking now and then.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
@@ -22,6 +22,8 @@ use super::os;
 /// Levels of the cgroup tree that are watched, and directories at most.
 const DEPTH: usize = 6;
 const WATCHES: usize = 4096;
+/// How often all of the tree is walked where something happens: of a control group that goes the kernel does not take the watch.
+const WALK: Duration = Duration::from_secs(1);
 
 /// Waits for changes on this node.
 #[derive(Debug)]
@@ -29,8 +31,19 @@ pub struct Watcher {
     netlink: OwnedFd,
     inotify: OwnedFd,
     hierarchy: Option<Hierarchy>,
-    /// Watched directories by their watch, and how many levels below each are watched.
-    watched: HashMap<i32, (PathBuf, usize)>,
+    /// Watched directories by their watch.
+    watched: HashMap<i32, Watched>,
+    /// When all of the tree was walked.
+    walked: Instant,
+}
+
+#[derive(Debug)]
+struct Watched {
+    path: PathBuf,
+    /// How many levels below it are watched.
+    depth: usize,
+    /// The watch of a pod's `cgroup.events`.
+    processes: Option<i32>,
 }
 
 /// What inotify told.
@@ -38,7 +51,6 @@ pub struct Watcher {
 struct Told {
     /// Directories that are new, and how many levels from each are watched.
     made: Vec<(PathBuf, usize)>,
-    gone: Vec<i32>,
     /// Events were lost.
     lost: bool,
 }
@@ -54,7 +66,7 @@ impl Watcher {
             tracing::debug!(%error, "events of other namespaces cannot be heard");
         }
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        let mut watcher = Self { netlink, inotify, hierarchy: Hierarchy::find(), watched: HashMap::new() };
+        let mut watcher = Self { netlink, inotify, hierarchy: Hierarchy::find(), watched: HashMap::new(), walked: Instant::now() };
         watcher.watch_tree();
         Ok(watcher)
     }
@@ -69,24 +81,29 @@ impl Watcher {
         Ok(woken)
     }
 
+    /// Watches what is there, and nothing that is gone.
     fn watch_tree(&mut self) {
-        if let Some(hierarchy) = &self.hierarchy {
-            let mount = hierarchy.mount.clone();
-            self.watch(&mount, DEPTH);
+        let Some(mount) = self.hierarchy.as_ref().map(|hierarchy| hierarchy.mount.clone()) else { return };
+        let before = std::mem::take(&mut self.watched);
+        self.watch(&mount, DEPTH);
+        let watches = |(watch, watched): (&i32, &Watched)| [Some(*watch), watched.processes];
+        let kept: HashSet<i32> = self.watched.iter().flat_map(watches).flatten().collect();
+        for watch in before.iter().flat_map(watches).flatten().filter(|watch| !kept.contains(watch)) {
+            // It may have gone with its directory.
+            let _gone = inotify::remove_watch(&self.inotify, watch);
         }
+        self.walked = Instant::now();
     }
 
     /// Watches what is new. Who is woken after it finds a process that came before its group was watched.
     fn follow_tree(&mut self) -> io::Result<()> {
         let told = self.read()?;
-        for watch in told.gone {
-            self.watched.remove(&watch);
+        if told.lost || self.walked.elapsed() >= WALK {
+            self.watch_tree();
+            return Ok(());
         }
         for (dir, depth) in told.made {
             self.watch(&dir, depth);
-        }
-        if told.lost {
-            self.watch_tree();
         }
         Ok(())
     }
@@ -104,17 +121,15 @@ impl Watcher {
             };
             let flags = event.events();
             told.lost |= flags.contains(ReadFlags::QUEUE_OVERFLOW);
-            if flags.contains(ReadFlags::IGNORED) {
-                told.gone.push(event.wd());
-            } else if flags.contains(ReadFlags::CREATE | ReadFlags::ISDIR)
-                && let (Some((dir, depth @ 1..)), Some(name)) = (self.watched.get(&event.wd()), event.file_name())
+            if flags.contains(ReadFlags::CREATE | ReadFlags::ISDIR)
+                && let (Some(Watched { path, depth: depth @ 1.., .. }), Some(name)) = (self.watched.get(&event.wd()), event.file_name())
             {
-                told.made.push((below(dir, name), depth - 1));
+                told.made.push((below(path, name), depth - 1));
             }
         }
     }
 
-    /// Watches a directory and those below. Watching twice is watching once; a directory that went away takes its watch with it.
+    /// Watches a directory and those below. Watching twice is watching once.
     fn watch(&mut self, dir: &Path, depth: usize) {
         if self.watched.len() >= WATCHES {
             return;
@@ -122,13 +137,13 @@ impl Watcher {
         let Ok(watch) = inotify::add_watch(&self.inotify, dir, WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR) else {
             return;
         };
-        self.watched.insert(watch, (dir.to_owned(), depth));
         // Through its first process a pod's network is found: the kernel tells when a group is not empty any more.
-        if dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| pod_name(name).is_some())
-            && let Err(error) = inotify::add_watch(&self.inotify, dir.join("cgroup.events"), WatchFlags::MODIFY)
-        {
+        let is_pod = dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| pod_name(name).is_some());
+        let processes = is_pod.then(|| inotify::add_watch(&self.inotify, dir.join("cgroup.events"), WatchFlags::MODIFY));
+        if let Some(Err(error)) = processes {
             tracing::debug!(%error, path = %dir.display(), "a pod's first process will be found by looking");
         }
+        self.watched.insert(watch, Watched { path: dir.to_owned(), depth, processes: processes.and_then(Result::ok) });
         if depth == 0 {
             return;
         }

@@ -19,9 +19,9 @@ use crate::inventory::{NetworkPolicy, Pod, PolicyPeer, PolicyPort, PolicyRule, P
 /// Rules that may overlap at each network of a share. The compiler keeps a list of rules for every network.
 const OVERLAPPING: usize = 64;
 
-/// How much of each table one namespace may take: a quarter. A policy may change wholly, and change again at once: then
-/// three versions of it are in the kernel's tables for a moment.
-const PART: usize = 4;
+/// How much of each table one namespace may take: a third. A policy may change wholly: then two versions of it are in the kernel's
+/// tables for a moment, beside all others'.
+const PART: usize = 3;
 
 /// Takes all that a policy allows from those that go beyond their namespace's share.
 pub(super) fn within_shares(input: &Input<'_>, by_namespace: &mut ByNamespace, warnings: &mut Vec<Warning>) {

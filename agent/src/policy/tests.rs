@@ -175,14 +175,13 @@ fn compile(compiler: &mut Compiler, snapshot: &Snapshot, numbers: &Numbers) -> C
 /// Into tables of a size.
 fn compile_with(compiler: &mut Compiler, snapshot: &Snapshot, numbers: &Numbers, room_for_services: usize) -> Compiled {
     let (found, nodes) = (HashMap::new(), [NODE.parse().unwrap()]);
-    let room_for_networks = room_for_services / 3 * 4;
     compiler.compile(&Input {
         snapshot,
         node: "n1",
         node_addresses: &nodes,
         found: &found,
         room_for_services,
-        room_for_networks,
+        room_for_networks: room_for_services,
         instances: numbers,
     })
 }

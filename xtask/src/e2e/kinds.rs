@@ -79,7 +79,13 @@ fn init_containers(stage: &Stage, ends: (&Pod, &Pod)) -> Result<()> {
         // A pod that is held is denied for a moment; never the other way round.
         let right = records.iter().filter(|record| record["verdict"] == verdict).count();
         let wrong = records.iter().any(|record| record["verdict"] != verdict && record["reason"] != "not_ready");
-        ensure!(right > 0 && !wrong, "of the init container's flows to {} {right} of {} are {verdict}", to.name, records.len());
+        let others: Vec<_> = records.iter().filter(|record| record["verdict"] != verdict).collect();
+        ensure!(
+            right > 0 && !wrong,
+            "of the init container's flows to {} {right} of {} are {verdict}, but: {others:#?}",
+            to.name,
+            records.len()
+        );
     }
     Ok(())
 }

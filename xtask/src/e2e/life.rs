@@ -118,7 +118,7 @@ fn names_of_source(stage: &Stage, client: &Pod, book: u64) -> Result<u64> {
         let source = &record["source"];
         let Some(at) = client.addresses.iter().position(|address| source["ip"] == address.to_string()) else { continue };
         if seq > book && record["kind"] == "start" {
-            ensure!(source["pod"]["uid"] == client.uid.as_str(), "{} is recorded as {}", client.name, source["pod"]);
+            ensure!(source["pod"]["uid"] == client.uid.as_str(), "{} is recorded as {}: {record:#}", client.name, source["pod"]);
             families[at] += 1;
         }
     }

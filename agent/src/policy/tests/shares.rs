@@ -3,7 +3,7 @@
 
 use super::{World, pod, policy};
 
-/// A quarter of the room that [`super::compile`] gives, roughly.
+/// A third of the room that [`super::compile`] gives.
 const SHARE: usize = 1024 / 3;
 
 fn networks(count: usize) -> String {
