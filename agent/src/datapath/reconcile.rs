@@ -78,7 +78,11 @@ impl Endpoint {
 
     /// Whether it may be passed over while others are looked for: it has been here for a while, and its place is there.
     fn rests(&self, surroundings: &Surroundings<'_>) -> bool {
-        let stands = self.ifindex().map_or(self.cgroup.is_some(), |ifindex| surroundings.still(ifindex, self.nsid));
+        let stands = match self.ifindex() {
+            Some(ifindex) => surroundings.still(ifindex, self.nsid),
+            // A group that came in the place of another has no programs yet.
+            None => self.watched.is_some() && self.watched == self.cgroup.as_ref().map(|cgroup| cgroup.id),
+        };
         self.found() && self.placed.elapsed() >= WHOLE_INTERVAL && stands
     }
 
