@@ -1,9 +1,9 @@
 //! Holding pods until their policy is in force, or counting what passes before.
 //!
 //! A program stands at the control group that contains all pods (`kubepods`), inherited by groups that are made later. What
-//! belongs to a *live* pod, one whose endpoint is attached with its policy, is none of its business. Of others it drops everything
-//! where the posture is `hold`, and counts everything where it is `open`. It is pinned as everything else, so a pod that
-//! starts while no agent runs waits for the next one, or is counted.
+//! belongs to a *live* pod, one whose endpoint is attached with its policy and whose addresses are in the tables, is none of its
+//! business. Of others it drops everything where the posture is `hold`, and counts everything where it is `open`. It is pinned
+//! as everything else, so a pod that starts while no agent runs waits for the next one, or is counted.
 //!
 //! The group is learnt from pods of this node, never guessed: on a machine with several nodes each holds its own.
 
@@ -16,6 +16,7 @@ use sekisho_core::layout::{Hold, hold};
 
 use super::Datapath;
 use super::cgroup::{PodCgroup, level_bits};
+use super::endpoint::boundary;
 
 /// Levels below `kubepods` at which pods lie: guaranteed ones directly, the others in the group of their class.
 const POD_LEVELS: [u32; 2] = [1, 2];
@@ -80,7 +81,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Live pods: those whose programs are attached. They stay so until their group or their place is gone.
+    /// Live pods: those whose programs are attached, and whose addresses others know. They stay so until their group or their
+    /// place is gone.
     fn follow_live(&mut self) -> io::Result<()> {
         let Holding { live, inherited, .. } = &mut self.holding;
         let live = if let Some(live) = live {
@@ -92,8 +94,11 @@ impl Datapath {
         let mut wanted = BTreeSet::new();
         for endpoint in self.endpoints.values_mut().filter(|endpoint| endpoint.found()) {
             let Some(id) = endpoint.cgroup.as_ref().map(|cgroup| cgroup.id) else { continue };
+            // Before that its first connection would be a stranger's to whoever it dials.
+            let known = endpoint.info.addresses.iter().all(|address| self.tables.addresses.contains_key(&boundary(*address)));
+            let speaks = endpoint.info.ready && (known || endpoint.info.host_network);
             // Whom an earlier agent let go is judged by its programs.
-            endpoint.live |= endpoint.info.ready | inherited.remove(&id);
+            endpoint.live |= speaks | inherited.remove(&id);
             if endpoint.live {
                 wanted.insert(id);
             }

@@ -66,11 +66,17 @@ fn pods_are_held_until_their_policy_is_in_force_with_and_without_an_agent() -> R
     let host = lab.pod(PodSpec::new("shop", "host").host_network())?;
     ensure!(reaches(&host)? == [true; 3], "a pod on the node's own addresses is never held");
     pods.push(manifest(&new, false));
+    let mut tables = open_tables(&lab, &pods);
+    let named = std::mem::replace(&mut tables.addresses, open_tables(&lab, &pods[..1]).addresses);
     lab.node().netns().within(|| {
         datapath.reconcile(&pods);
-        datapath.apply(&open_tables(&lab, &pods))?;
+        datapath.apply(&tables)?;
         Ok(())
     })?;
+    ensure!(datapath.endpoints().all(|endpoint| endpoint.ready), "{:#?}", all(&datapath));
+    ensure!(reaches(&new)? == [false; 3], "held as long as nobody would know who speaks");
+    tables.addresses = named;
+    lab.node().netns().within(|| Ok(datapath.apply(&tables)?))?;
     ensure!(reaches(&new)? == [true; 3], "live: {:#?}", all(&datapath));
 
     // No agent: what was live stays so, what comes is held.

@@ -2,9 +2,9 @@
 //! Needs root; fails where it cannot run.
 
 mod hold;
+mod watch;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -50,15 +50,17 @@ fn tables(pods: &[Arc<Manifest>]) -> Tables {
         let policy = EndpointPolicy { set: number, instance: number, isolated: [false, !pod.host_network], host_network: pod.host_network };
         tables.endpoints.insert(Arc::clone(&pod.uid), policy);
         tables.rules.insert(RuleKey { set: number, class: number, direction: 1 }, Rules::new(number, 0));
-        for ip in pod.ips.iter().filter(|_| !pod.host_network) {
-            let address = match ip {
-                IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-                IpAddr::V6(ip) => ip.octets(),
-            };
-            tables.addresses.insert(address, AddressEntry { class: number, instance: number, flags: address_flags::POD });
-        }
+        name_addresses(&mut tables, pod, number, number);
     }
     tables
+}
+
+/// A pod's addresses are its own.
+fn name_addresses(tables: &mut Tables, pod: &Manifest, class: u32, instance: u32) {
+    for ip in pod.ips.iter().filter(|_| !pod.host_network) {
+        let entry = AddressEntry { class, instance, flags: address_flags::POD };
+        tables.addresses.insert(sekisho::policy::mapped(*ip), entry);
+    }
 }
 
 const NOTHING: [Vec<u32>; 2] = [Vec::new(), Vec::new()];
@@ -343,6 +345,7 @@ fn open_tables(lab: &Lab, pods: &[Arc<Manifest>]) -> Tables {
     for (instance, pod) in (1u32..).zip(pods) {
         let policy = EndpointPolicy { instance, host_network: pod.host_network, ..EndpointPolicy::default() };
         tables.endpoints.insert(Arc::clone(&pod.uid), policy);
+        name_addresses(&mut tables, pod, 0, instance);
     }
     for ip in [lab.node_v4(), lab.node_v6(), lab.bridge_v4(), lab.bridge_v6()] {
         let address = sekisho::policy::mapped(ip);

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::Stage;
 use super::pods::{Pod, server};
+use super::probe::{PATIENCE, Protocol, answered_from};
 
 const SPACE: &str = "e2e-rolling";
 /// Updates with the policy in force, and as many where nothing is.
@@ -65,6 +66,10 @@ pub(super) fn rolling_updates_fail_no_connection_of_ours(stage: &Stage) -> Resul
     }
     stage.ready(SPACE, REPLICAS as usize + 1)?;
     stage.covered(Duration::from_secs(20))?;
+    // kube-proxy refuses for a Service until it has heard of its first backend.
+    stage.client.wait(Duration::from_secs(20), "the Service is served", |_| {
+        answered_from(&client.netns(), Protocol::Tcp, address.into(), 80, PATIENCE)
+    })?;
     let with = updates(stage, &client, address.into())?;
     eprintln!("    {UPDATES} updates: {} connections, {} failed", with.made, with.failed.len());
     if !with.failed.is_empty() {
