@@ -17,7 +17,7 @@ const SETTLE: Duration = Duration::from_millis(500);
 const UNHURRIED: Duration = Duration::from_secs(2);
 const CALM: Duration = Duration::from_millis(300);
 /// How often pods are looked for without being woken, when some are missing first and otherwise.
-const LOOK_MISSING: Duration = Duration::from_millis(200);
+const LOOK_MISSING: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_secs(5);
 /// When the rest is looked at after a look that was not whole.
 const LOOK_WHOLE: Duration = Duration::from_millis(100);

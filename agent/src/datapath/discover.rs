@@ -115,20 +115,20 @@ impl<'a> Surroundings<'a> {
         }
     }
 
-    fn processes<'p>(&self, cgroup: &'p PodCgroup) -> impl Iterator<Item = (u32, Option<u64>)> + use<'p> {
-        let own = self.own_netns;
-        let netns = |pid: &u32| fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|metadata| metadata.ino());
-        cgroup.pids().into_iter().map(move |pid| (pid, netns(&pid))).filter(move |(_, netns)| netns.is_none() || *netns != own)
-    }
-
+    /// The namespace of a pod's processes. A container's first one begins in the node's, and may not be looked at there
+    /// (`prctl(2)`, `PR_SET_DUMPABLE`): it is known by what the node calls itself.
     fn namespace_of(&mut self, cgroup: &PodCgroup) -> Option<i32> {
-        let pids: Vec<u32> = self.processes(cgroup).map(|(pid, _)| pid).take(64).collect();
-        pids.into_iter().find_map(|pid| self.netlink.nsid_of(pid).ok().flatten())
+        let pids = cgroup.pids().into_iter().take(64);
+        let nsids: Vec<i32> = pids.filter_map(|pid| self.netlink.nsid_of(pid).ok().flatten()).collect();
+        // Asked afterwards: it is called something once an interface of another namespace has been looked at.
+        let own = self.netlink.node_seen_from(None).ok()?;
+        nsids.into_iter().find(|nsid| Some(*nsid) != own)
     }
 
     /// Whether some process of it is known to live in another namespace than ours.
     fn lives_elsewhere(&self, cgroup: &PodCgroup) -> bool {
-        self.processes(cgroup).any(|(_, netns)| netns.is_some())
+        let netns = |pid: u32| fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|metadata| metadata.ino());
+        cgroup.pids().into_iter().filter_map(netns).any(|netns| Some(netns) != self.own_netns)
     }
 
     fn addresses_in(&mut self, nsid: i32) -> &[Held] {

@@ -296,14 +296,14 @@ impl Netlink {
         Ok(nsid.filter(|nsid| *nsid >= 0))
     }
 
-    /// The id that the namespace `inside` (as the node's namespace calls it) has for the node's own; `None` where it has none.
-    pub(super) fn node_seen_from(&mut self, inside: i32) -> io::Result<Option<i32>> {
+    /// The id that the node's namespace has in the namespace `inside` (as the node's calls it), or in itself; `None` where it has none.
+    pub(super) fn node_seen_from(&mut self, inside: Option<i32>) -> io::Result<Option<i32>> {
         const NSID: u16 = 1;
         const FD: u16 = 3;
         const TARGET_NSID: u16 = 4;
         let own = std::fs::File::open("/proc/thread-self/ns/net")?;
-        let message = Message::new(GET_NSID, 0, &[0; 4]).put(FD, &own.as_raw_fd().to_ne_bytes()).put(TARGET_NSID, &inside.to_ne_bytes());
-        let nsid = self.ask_one(message, &mut |kind, body| {
+        let message = Message::new(GET_NSID, 0, &[0; 4]).put(FD, &own.as_raw_fd().to_ne_bytes());
+        let nsid = self.ask_one(in_namespace(message, TARGET_NSID, inside), &mut |kind, body| {
             let value = attributes(body.get(4..)?).find(|(attribute, _)| *attribute == NSID)?.1;
             (kind == NEW_NSID).then_some(number(value)?.cast_signed())
         })?;

@@ -78,12 +78,15 @@ impl Endpoint {
 
     /// Whether it may be passed over while others are looked for: it has been here for a while, and its place is there.
     fn rests(&self, surroundings: &Surroundings<'_>) -> bool {
-        let stands = match self.ifindex() {
-            Some(ifindex) => surroundings.still(ifindex, self.nsid),
-            // A group that came in the place of another has no programs yet.
-            None => self.watched.is_some() && self.watched == self.cgroup.as_ref().map(|cgroup| cgroup.id),
+        let (stands, after) = match self.ifindex() {
+            Some(ifindex) => (surroundings.still(ifindex, self.nsid), WHOLE_INTERVAL),
+            // A group that came in the place of another has no programs yet. An interface may still come.
+            None => (
+                self.watched.is_some() && self.watched == self.cgroup.as_ref().map(|cgroup| cgroup.id),
+                if self.info.host_network { WHOLE_INTERVAL } else { SET_UP },
+            ),
         };
-        self.found() && self.placed.elapsed() >= WHOLE_INTERVAL && stands
+        self.found() && stands && self.placed.elapsed() >= after
     }
 
     /// Forgets its place. Tells what is in the kernel there: its number, and its group where it was watched at one.
@@ -305,7 +308,7 @@ impl Datapath {
                 endpoint.info.interface = Some(name.into());
                 endpoint.info.addresses = addresses;
                 endpoint.info.mac = mac;
-                let seen = nsid.and_then(|nsid| self.netlink.node_seen_from(nsid).ok().flatten());
+                let seen = nsid.and_then(|nsid| self.netlink.node_seen_from(Some(nsid)).ok().flatten());
                 endpoint.info.node_netns = seen.and_then(|number| u8::try_from(number + 1).ok()).unwrap_or(0);
                 endpoint.info.message = (!others.is_empty()).then(|| format!("secondary_network: {} is not judged", others.join(", ")));
                 Ok(())

@@ -1,6 +1,7 @@
 //! The data path against the real kernel: found pods, programs at their hooks, adoption after a kill, nothing left behind.
 //! Needs root; fails where it cannot run.
 
+mod find;
 mod hold;
 mod watch;
 
