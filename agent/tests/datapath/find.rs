@@ -1,12 +1,15 @@
-//! Where a pod is not.
+//! Where a pod is, and where it is not.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use sekisho::datapath::{Datapath, TcBackend};
 use sekisho_lab::{Lab, PodSpec};
 
-use super::{Manifest, all, manifest, options};
+use super::{Manifest, all, files, manifest, options, tables};
 
 /// A container's first process is in the pod's group before it enters the pod's namespace.
 #[test]
@@ -27,5 +30,40 @@ fn a_container_that_still_is_in_the_nodes_namespace_is_not_taken_for_the_pod() -
         }
         datapath.leave(true)?;
         Ok(())
+    })
+}
+
+/// A look that is not at all pods passes over those that have their place. Under a new group's name nobody has one yet.
+#[test]
+fn a_group_that_is_made_anew_is_not_passed_over() -> Result<()> {
+    const TURNS: usize = 50;
+    let lab = Lab::new("dp-anew")?;
+    let pod = lab.pod(PodSpec::new("shop", "host").host_network())?;
+    let pods = [manifest(&pod, true)];
+    let group = pod.cgroup().parent().context("a container's group is in its pod's")?;
+    let watched = || -> Result<bool> {
+        let name = format!("/cg-{}-", fs::metadata(group)?.ino());
+        Ok(files(&lab.pin_dir()).iter().filter(|path| path.contains(&name)).count() == 2)
+    };
+    lab.node().netns().within(|| {
+        let mut datapath = Datapath::open(&options(&lab, TcBackend::Auto))?;
+        datapath.reconcile(&pods);
+        datapath.apply(&tables(&pods))?;
+        ensure!(watched()?, "{:#?}", files(&lab.pin_dir()));
+        // A look at all pods comes by time: it may come between.
+        for _ in 0..TURNS {
+            std::thread::sleep(Duration::from_millis(150));
+            datapath.reconcile(&pods);
+            sekisho_lab::cgroup::remove(group)?;
+            fs::create_dir_all(pod.cgroup())?;
+            let _process = pod.start(&["pause"])?;
+            let look = datapath.reconcile(&pods);
+            ensure!(watched()?, "{look:?} {:#?}", all(&datapath));
+            if !look.whole {
+                datapath.leave(true)?;
+                return Ok(());
+            }
+        }
+        bail!("all looks were at all pods")
     })
 }

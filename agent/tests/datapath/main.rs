@@ -2,6 +2,7 @@
 //! Needs root; fails where it cannot run.
 
 mod find;
+mod front;
 mod hold;
 mod watch;
 
