@@ -38,21 +38,26 @@ pub(super) fn objects_that_the_server_lets_through_do_no_harm(stage: &Stage) -> 
     stage.forget(&[NAMESPACE])
 }
 
-/// A policy of ten thousand ports, for a pod that is known by one of three thousand labels.
+/// A policy of ten thousand ports, for a pod that is known by one of three thousand labels; and another ten thousand instead.
 fn ten_thousand_ports(stage: &Stage, target: &Pod, labelled: &Pod, stranger: &Pod) -> Result<()> {
-    let ports: Vec<Value> = (1..=10_000).map(|n| json!({"port": 20_000 + n * 2})).chain([json!({"port": 80})]).collect();
-    let from = json!([{"podSelector": {"matchLabels": {"label-2999": "x".repeat(60)}}}]);
-    let spec =
-        json!({"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"], "ingress": [{"from": from, "ports": ports}]});
-    stage.api.put_policy(&policy(NAMESPACE, "ports", &spec))?;
-    stage.client.wait(Duration::from_secs(20), "the policy is in force", |_| {
-        Ok(!answered_from(&stranger.netns(), Protocol::Tcp, target.addresses[0], 80, SILENCE)?)
-    })?;
+    let put = |first: u32, last: u32| -> Result<()> {
+        let ports: Vec<Value> = (1..=10_000).map(|n| json!({"port": first + n * 2})).chain([json!({"port": last})]).collect();
+        let from = json!([{"podSelector": {"matchLabels": {"label-2999": "x".repeat(60)}}}]);
+        let selected = json!({"matchLabels": {"app": "server"}});
+        let spec = json!({"podSelector": selected, "policyTypes": ["Ingress"], "ingress": [{"from": from, "ports": ports}]});
+        stage.api.put_policy(&policy(NAMESPACE, "ports", &spec)).map(drop)
+    };
+    let closed = |who: &Pod| Ok(!answered_from(&who.netns(), Protocol::Tcp, target.addresses[0], 80, SILENCE)?);
+    put(20_000, 80)?;
+    stage.client.wait(Duration::from_secs(20), "the policy is in force", |_| closed(stranger))?;
     for address in &target.addresses {
         ensure!(answered_from(&labelled.netns(), Protocol::Tcp, *address, 80, PATIENCE)?, "80 is one of ten thousand ports, at {address}");
         ensure!(!answered_from(&labelled.netns(), Protocol::Tcp, *address, 81, SILENCE)?, "81 is none of them, at {address}");
         ensure!(!answered_from(&stranger.netns(), Protocol::Tcp, *address, 80, SILENCE)?, "a stranger, at {address}");
     }
+    // Both have room beside each other while one takes the other's place.
+    put(20_001, 81)?;
+    stage.client.wait(Duration::from_secs(20), "its ports are others", |_| closed(labelled))?;
     stage.api.drop_policies(NAMESPACE)
 }
 
