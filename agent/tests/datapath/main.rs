@@ -2,8 +2,8 @@
 //! Needs root; fails where it cannot run.
 
 mod find;
-mod front;
 mod hold;
+mod settle;
 mod watch;
 
 use std::collections::HashMap;

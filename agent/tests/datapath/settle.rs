@@ -1,7 +1,9 @@
-//! Coming in front of others' programs under traffic.
+//! Links that take the place of filters, and links that come in front of others' programs.
+
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use sekisho::datapath::{Datapath, Options, TcBackend};
+use sekisho::datapath::{Attach, Datapath, Options, TcBackend};
 use sekisho_core::layout::mode;
 use sekisho_lab::{Heading, Lab, PodSpec, Sniffer, tool};
 
@@ -42,6 +44,33 @@ fn nothing_passes_unjudged_while_links_are_moved_to_the_front() -> Result<()> {
         ensure!(arrived.packets == 0 && denied > 1000, "{arrived:?} arrived, {denied} were denied");
         other.leave(true)?;
         ours.leave(true)?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_pod_that_cannot_settle_keeps_nobody_waiting() -> Result<()> {
+    let lab = Lab::new("dp-settle")?;
+    lab.node().netns().within(|| {
+        let mut datapath = Datapath::open(&options(&lab, TcBackend::Tcx))?;
+        // What was there before would get links at once.
+        datapath.reconcile(&[]);
+        let [stuck, waiting] = lab.pods("shop", ["stuck", "waiting"])?;
+        let pods = [manifest(&stuck, false), manifest(&waiting, false)];
+        datapath.reconcile(&pods);
+        datapath.apply(&tables(&pods))?;
+        let attached = |datapath: &Datapath, uid: &str| datapath.endpoints().find(|e| &*e.uid == uid).map(|e| e.attach);
+        for pod in [&stuck, &waiting] {
+            ensure!(attached(&datapath, pod.uid()) == Some(Attach::Clsact), "it came in a hurry");
+        }
+        let gone = Command::new("ip").args(["link", "delete", stuck.interface().context("veth")?]).status()?;
+        ensure!(gone.success(), "{gone}");
+        datapath.settle_one();
+        ensure!(attached(&datapath, waiting.uid()) == Some(Attach::Clsact), "it was the other's turn");
+        datapath.settle_one();
+        ensure!(attached(&datapath, stuck.uid()) == Some(Attach::Clsact), "there is nothing to attach to");
+        ensure!(attached(&datapath, waiting.uid()) == Some(Attach::Tcx), "it is its turn");
+        datapath.leave(true)?;
         Ok(())
     })
 }
