@@ -9,7 +9,7 @@ use super::Datapath;
 use super::attach::{Attacher, Backend, Finding, cgroup_of, interface_of};
 use super::cgroup::PodCgroup;
 use super::endpoint::{Attach, Coverage, CoverageEvent};
-use super::reconcile::Endpoint;
+use super::follow::Endpoint;
 
 /// How long one step of a check takes: a pod that comes meanwhile waits for it.
 const STEP: Duration = Duration::from_millis(1);

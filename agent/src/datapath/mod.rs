@@ -22,6 +22,7 @@ mod entry;
 mod error;
 mod events;
 mod filters;
+mod follow;
 mod former;
 mod hold;
 mod journal;
@@ -64,9 +65,9 @@ pub use watch::Watcher;
 use attach::{Attacher, Backend};
 use cgroup::Hierarchy;
 use diagnostics::Diagnostics;
+use follow::Endpoint;
 use load::{Pins, Programs};
 use netlink::Netlink;
-use reconcile::Endpoint;
 use sizes::Sizes;
 use table::Maps;
 

@@ -9,23 +9,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sekisho_core::layout::{self, CGROUP_ENDPOINT, EndpointState, EndpointSwept};
+use sekisho_core::layout::{CGROUP_ENDPOINT, EndpointState, EndpointSwept};
 
-use super::cgroup::{self, PodCgroup};
+use super::cgroup;
 use super::discover::{Place, Surroundings};
 use super::endpoint::{Attach, ChangeKind, Coverage, EndpointChange, EndpointInfo};
+use super::follow::{Endpoint, Left, Settled, WHOLE_INTERVAL, settled};
 use super::{Datapath, sizes};
 use crate::inventory::Pod;
 
 /// How often the cgroup tree is walked for pods that have been found already.
 const TREE_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How often pods that have been found are looked at again while others come and go: they must not make those wait. Just as long
-/// after it was found a pod is looked at each time: its addresses come one after the other.
-const WHOLE_INTERVAL: Duration = Duration::from_millis(100);
-
-/// How long a pod's interface may be under construction after it has been found.
-const SET_UP: Duration = Duration::from_secs(10);
 
 /// One look at the local pods.
 #[derive(Debug)]
@@ -34,82 +28,6 @@ pub struct Look {
     pub changes: Vec<EndpointChange>,
     /// Whether pods that had been found were looked at as well.
     pub whole: bool,
-}
-
-/// What is in the kernel of an endpoint at a place it has left: its number, and its group where it was watched at one.
-type Left = (u32, Option<u64>);
-
-/// A local pod and where it is watched.
-#[derive(Debug)]
-pub(super) struct Endpoint {
-    pub(super) info: EndpointInfo,
-    pub(super) cgroup: Option<PodCgroup>,
-    /// Namespace of an interface endpoint.
-    nsid: Option<i32>,
-    /// When it got its place.
-    pub(super) placed: Instant,
-    /// Cgroup of a cgroup endpoint.
-    pub(super) watched: Option<u64>,
-    /// It may speak: its programs have run here.
-    pub(super) live: bool,
-    /// What `ENDPOINTS` holds for it.
-    pub(super) written: Option<layout::Endpoint>,
-    /// Evidence of a blind direction at the last check.
-    pub(super) one_way: u64,
-    /// Its interface is blind: the cgroup is used although there is one.
-    pub(super) blind: bool,
-}
-
-impl Endpoint {
-    fn new(pod: &Pod) -> Self {
-        let info = EndpointInfo { uid: Arc::clone(&pod.uid), host_network: pod.host_network, ..EndpointInfo::default() };
-        Self { info, cgroup: None, nsid: None, placed: Instant::now(), watched: None, live: false, written: None, one_way: 0, blind: false }
-    }
-
-    /// Whether it has a number.
-    pub(super) fn found(&self) -> bool {
-        self.info.number != 0
-    }
-
-    /// Its interface, if it is watched there.
-    pub(super) fn ifindex(&self) -> Option<u32> {
-        (self.found() && self.info.number & CGROUP_ENDPOINT == 0).then_some(self.info.number)
-    }
-
-    /// Whether it may be passed over while others are looked for: it has been here for a while, and its place is there.
-    fn rests(&self, surroundings: &Surroundings<'_>) -> bool {
-        let (stands, after) = match self.ifindex() {
-            Some(ifindex) => (surroundings.still(ifindex, self.nsid), WHOLE_INTERVAL),
-            // A group that came in the place of another has no programs yet. An interface may still come.
-            None => (
-                self.watched.is_some() && self.watched == self.cgroup.as_ref().map(|cgroup| cgroup.id),
-                if self.info.host_network { WHOLE_INTERVAL } else { SET_UP },
-            ),
-        };
-        self.found() && stands && self.placed.elapsed() >= after
-    }
-
-    /// Forgets its place. Tells what is in the kernel there: its number, and its group where it was watched at one.
-    fn leave(&mut self, changes: &mut Vec<EndpointChange>) -> Option<Left> {
-        if !self.found() {
-            return None;
-        }
-        let number = self.info.number;
-        changes.push(EndpointChange { uid: Arc::clone(&self.info.uid), number, kind: ChangeKind::Gone });
-        let info = &mut self.info;
-        *info = EndpointInfo {
-            uid: Arc::clone(&info.uid),
-            host_network: info.host_network,
-            sources: std::mem::take(&mut info.sources),
-            ..EndpointInfo::default()
-        };
-        self.written = None;
-        self.nsid = None;
-        self.live = false;
-        self.one_way = 0;
-        self.blind = false;
-        Some((number, self.watched.take()))
-    }
 }
 
 impl Datapath {
@@ -284,15 +202,19 @@ impl Datapath {
         if new {
             endpoint.placed = Instant::now();
         }
-        if let Err(message) = self.place(&mut endpoint, place) {
-            endpoint.info.message = Some(message);
-        } else if new && endpoint.found() {
-            changes.push(EndpointChange { uid: Arc::clone(&pod.uid), number: endpoint.info.number, kind: ChangeKind::Found });
+        let before = endpoint.info.addresses.clone();
+        match self.place(&mut endpoint, place, &pod.ips) {
+            Err(message) => endpoint.info.message = Some(message),
+            Ok(()) if endpoint.found() && (new || before != endpoint.info.addresses) => {
+                let kind = if new { ChangeKind::Found } else { ChangeKind::Changed };
+                changes.push(EndpointChange { uid: Arc::clone(&pod.uid), number: endpoint.info.number, kind });
+            }
+            Ok(()) => {}
         }
         self.endpoints.insert(Arc::clone(&pod.uid), endpoint);
     }
 
-    fn place(&mut self, endpoint: &mut Endpoint, place: Place) -> Result<(), String> {
+    fn place(&mut self, endpoint: &mut Endpoint, place: Place, status: &[IpAddr]) -> Result<(), String> {
         let full = || format!("all {} endpoint slots are in use", sizes::ENDPOINTS);
         let uncleared = |error| format!("its slot could not be cleared: {error}");
         match place {
@@ -306,7 +228,7 @@ impl Datapath {
                 endpoint.info.number = ifindex;
                 endpoint.info.index = index;
                 endpoint.info.interface = Some(name.into());
-                endpoint.info.addresses = addresses;
+                endpoint.info.addresses = endpoint.own(addresses, status);
                 endpoint.info.mac = mac;
                 let seen = nsid.and_then(|nsid| self.netlink.node_seen_from(Some(nsid)).ok().flatten());
                 endpoint.info.node_netns = seen.and_then(|number| u8::try_from(number + 1).ok()).unwrap_or(0);
@@ -327,7 +249,7 @@ impl Datapath {
                     endpoint.info.number = CGROUP_ENDPOINT | endpoint.info.index;
                     endpoint.watched = Some(id);
                 }
-                endpoint.info.addresses = addresses;
+                endpoint.info.addresses = endpoint.own(addresses, status);
                 endpoint.info.message = because;
                 Ok(())
             }
@@ -433,42 +355,4 @@ impl Datapath {
             }
         }
     }
-}
-
-/// What has become of an endpoint's place.
-enum Settled {
-    Stays,
-    /// It has another name, other addresses or another MAC, which are noted.
-    Changed,
-    /// It must be looked for again.
-    Lost,
-}
-
-/// Whether an endpoint may stay where it is.
-fn settled(endpoint: &mut Endpoint, pod: &Pod, surroundings: &mut Surroundings<'_>) -> Settled {
-    let stays = |holds| if holds { Settled::Stays } else { Settled::Lost };
-    if endpoint.blind {
-        return stays(endpoint.cgroup.as_ref().is_some_and(PodCgroup::alive));
-    }
-    let Some(ifindex) = endpoint.ifindex().filter(|ifindex| surroundings.still(*ifindex, endpoint.nsid)) else { return Settled::Lost };
-    let Some(nsid) = endpoint.nsid else { return stays(endpoint.info.addresses == pod.ips) };
-    let Some(addresses) = surroundings.addresses_behind(ifindex, nsid) else { return Settled::Lost };
-    let info = &mut endpoint.info;
-    if addresses == info.addresses {
-        // Status names addresses that are elsewhere: look again.
-        let wrong = !pod.ips.is_empty() && !pod.ips.iter().any(|address| addresses.contains(address)) && info.message.is_none();
-        if wrong && !addresses.is_empty() {
-            return Settled::Lost;
-        }
-    } else if addresses.is_empty() {
-        return Settled::Lost;
-    }
-    let interface: Option<Arc<str>> = surroundings.name(ifindex).map(Arc::from);
-    // Plugins that come after the one that gave the address may give another MAC. One that is new later may be the pod's own doing.
-    let mac = if endpoint.placed.elapsed() < SET_UP { surroundings.mac_behind(ifindex, nsid).or(info.mac) } else { info.mac };
-    if (&addresses, &interface, mac) == (&info.addresses, &info.interface, info.mac) {
-        return Settled::Stays;
-    }
-    (info.addresses, info.interface, info.mac) = (addresses, interface, mac);
-    Settled::Changed
 }

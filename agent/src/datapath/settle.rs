@@ -16,7 +16,7 @@ use std::io;
 use super::Datapath;
 use super::attach::{self, Attacher, Backend};
 use super::endpoint::Attach;
-use super::reconcile::Endpoint;
+use super::follow::Endpoint;
 
 /// See the module.
 #[derive(Debug, Default)]

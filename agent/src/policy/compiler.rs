@@ -347,7 +347,9 @@ impl<'i, 'a> Addresses<'i, 'a> {
                         continue;
                     }
                 }
-                if !found && announced && nodes.binary_search(address).is_ok() {
+                let of_node =
+                    if found { self.input.node_addresses.contains(address) } else { announced && nodes.binary_search(address).is_ok() };
+                if of_node {
                     warnings.push(Warning::address_of_node(pod, *address));
                     continue;
                 }

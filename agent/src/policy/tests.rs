@@ -11,7 +11,7 @@ mod transition;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use sekisho_core::layout::{EGRESS, INGRESS, PortKey, RuleKey, VipKey, address_flags};
@@ -174,16 +174,13 @@ fn compile(compiler: &mut Compiler, snapshot: &Snapshot, numbers: &Numbers) -> C
 
 /// Into tables of a size.
 fn compile_with(compiler: &mut Compiler, snapshot: &Snapshot, numbers: &Numbers, room_for_services: usize) -> Compiled {
-    let (found, nodes) = (HashMap::new(), [NODE.parse().unwrap()]);
-    compiler.compile(&Input {
-        snapshot,
-        node: "n1",
-        node_addresses: &nodes,
-        found: &found,
-        room_for_services,
-        room_for_networks: room_for_services,
-        instances: numbers,
-    })
+    compiler.compile(&input(snapshot, numbers, room_for_services, &HashMap::new()))
+}
+
+/// What the compiler is given on `n1`.
+fn input<'a>(snapshot: &'a Snapshot, numbers: &'a Numbers, room: usize, found: &'a HashMap<Arc<str>, Vec<IpAddr>>) -> Input<'a> {
+    const NODES: [IpAddr; 1] = [IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1))];
+    Input { snapshot, node: "n1", node_addresses: &NODES, found, room_for_services: room, room_for_networks: room, instances: numbers }
 }
 
 /// A pod on `n1` (`n2` where the name ends in `far`); `rest` continues the document.

@@ -26,9 +26,9 @@ impl Warning {
         Self { about: about_pod(second), reason: "AddressTaken", text }
     }
 
-    /// An annotation says that a pod has a node's address.
+    /// An annotation, or what a pod made of its interface, says that it has a node's address.
     pub(super) fn address_of_node(pod: &Pod, address: IpAddr) -> Self {
-        let text = format!("an annotation of pod {} says that it has the address {address}, which is a node's", full_name(pod));
+        let text = format!("pod {} is said to have the address {address}, which is a node's", full_name(pod));
         Self { about: about_pod(pod), reason: "AddressTaken", text }
     }
 

@@ -1,6 +1,10 @@
 //! The traps that implementations fall into, one by one.
 
-use super::{NODE, World, namespace, pod, policy};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::{Compiler, NODE, Numbers, UsedIds, World, input, namespace, pod, policy, snapshot_of};
 
 /// web and db in `default`, others in `x` and `z`; `far` ones on another node.
 fn pods() -> String {
@@ -263,6 +267,21 @@ fn what_is_announced_takes_no_address_from_anyone() {
     assert_eq!(node.flags, sekisho_core::layout::address_flags::NODE);
     let taken = w.compiled.warnings.iter().filter(|warning| warning.reason == "AddressTaken");
     assert_eq!(taken.map(|warning| &*warning.about.name).collect::<Vec<_>>(), ["zz-far", "zzz-far", "zzz-far"]);
+}
+
+/// Who may change its network can give itself any address.
+#[test]
+fn a_found_pod_takes_no_address_of_its_node() {
+    let yaml = pods() + &policy("p", "{ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}");
+    let snapshot = snapshot_of(&yaml);
+    let web = &snapshot.pods[&(Arc::from("default"), Arc::from("web"))];
+    let numbers = Numbers::default();
+    let found = HashMap::from([(web.uid.clone(), vec![web.ips[0], NODE.parse().unwrap()])]);
+    let compiled = Compiler::new(UsedIds::default()).compile(&input(&snapshot, &numbers, 1024, &found));
+    let flags = |address: IpAddr| compiled.tables.addresses[&super::mapped(address)].flags;
+    assert_eq!(flags(NODE.parse().unwrap()), sekisho_core::layout::address_flags::NODE);
+    assert_eq!(flags(web.ips[0]), sekisho_core::layout::address_flags::POD);
+    assert_eq!(compiled.warnings.iter().filter(|warning| warning.reason == "AddressTaken").count(), 1);
 }
 
 #[test]
