@@ -118,11 +118,15 @@ impl<'a> Surroundings<'a> {
     /// The namespace of a pod's processes. A container's first one begins in the node's, and may not be looked at there
     /// (`prctl(2)`, `PR_SET_DUMPABLE`): it is known by what the node calls itself.
     fn namespace_of(&mut self, cgroup: &PodCgroup) -> Option<i32> {
-        let pids = cgroup.pids().into_iter().take(64);
-        let nsids: Vec<i32> = pids.filter_map(|pid| self.netlink.nsid_of(pid).ok().flatten()).collect();
-        // Asked afterwards: it is called something once an interface of another namespace has been looked at.
-        let own = self.netlink.node_seen_from(None).ok()?;
-        nsids.into_iter().find(|nsid| Some(*nsid) != own)
+        for pid in cgroup.pids().into_iter().take(64) {
+            // Asked afterwards: the node is called something once an interface of another namespace has been looked at.
+            if let Some(nsid) = self.netlink.nsid_of(pid).ok().flatten()
+                && self.netlink.node_seen_from(None).ok()? != Some(nsid)
+            {
+                return Some(nsid);
+            }
+        }
+        None
     }
 
     /// Whether some process of it is known to live in another namespace than ours.

@@ -88,17 +88,16 @@ impl Endpoint {
     /// name all. Who may change its network could else give itself another pod's. Before there is a status, and after its network was
     /// made anew, what it holds is true.
     pub(super) fn own(&mut self, held: Vec<IpAddr>, status: &[IpAddr]) -> Vec<IpAddr> {
-        self.named |= held.iter().any(|address| status.contains(address));
+        let names_some = held.iter().any(|address| status.contains(address));
+        self.named |= names_some;
         if !self.named {
             return held;
         }
-        let family = |address: &IpAddr| status.iter().any(|named| named.is_ipv4() == address.is_ipv4());
-        let own = |address: &IpAddr| status.contains(address) || !family(address);
-        if held.iter().any(|address| status.contains(address)) {
-            held.into_iter().filter(own).collect()
-        } else {
-            self.info.addresses.clone()
+        if !names_some {
+            return self.info.addresses.clone();
         }
+        let family = |address: &IpAddr| status.iter().any(|named| named.is_ipv4() == address.is_ipv4());
+        held.into_iter().filter(|address| status.contains(address) || !family(address)).collect()
     }
 
     /// Forgets its place. Tells what is in the kernel there: its number, and its group where it was watched at one.
