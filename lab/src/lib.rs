@@ -26,6 +26,7 @@ mod starts;
 pub mod sweep;
 mod sys;
 pub mod tool;
+mod witness;
 
 pub use agent::use_programs;
 pub use agent::{Agent, AgentOptions};
@@ -38,3 +39,4 @@ pub use short_cut::ShortCut;
 pub use sniffer::{Count, Flow, Heading, Sniffer, counts_are_the_wires, sum};
 pub use starts::{Start, Starts, first, newcomer, starts};
 pub use sys::{go_first, insmod, interrupted, is_root, kill, mount, on_interrupt, power_off};
+pub use witness::Witness;

@@ -6,6 +6,7 @@
 mod dial;
 mod first;
 mod hold;
+mod hostile;
 pub mod init;
 mod ping;
 mod rr;
@@ -21,6 +22,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::{sweep, sys};
+
+pub use hostile::MARKER as HOSTILE_MARKER;
 
 /// What a server prints when it listens.
 pub(crate) const READY: &str = "ready";
@@ -45,6 +48,7 @@ sekisho-lab COMMAND
   ping ADDR [COUNT]
   scan connect|syn ADDR FIRST LAST          try ports
   spray tcp|udp|sockets FROM TO:PORT COUNT PER_SECOND   each a new flow (0: as fast as possible): raw packets, or UDP sockets
+  hostile INTERFACE SCENE SECONDS           raw frames of every shape that policy must stop; SCENE is JSON
   rr tcp|crr|udp ADDR:PORT SECONDS          request and response, one after the other
 ";
 
@@ -134,6 +138,7 @@ fn run(words: &[&str]) -> Result<bool> {
             number(count)?,
             number(rate)?,
         ),
+        ["hostile", interface, scene, seconds] => hostile::main(interface, scene, seconds_of(seconds)?),
         ["rr", kind, target, seconds] => rr::main(kind, target.parse().context("not ADDR:PORT")?, seconds_of(seconds)?),
         _ => bail!("no such command\n{HELP}"),
     }
