@@ -49,12 +49,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            first_update_ns: 5 * SECOND,
-            update_ns: 30 * SECOND,
-            idle: Idle::default(),
-            silent_ns: 3 * SECOND,
-        }
+        Self { first_update_ns: 5 * SECOND, update_ns: 30 * SECOND, idle: Idle::default(), silent_ns: 3 * SECOND }
     }
 }
 
