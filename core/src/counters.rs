@@ -55,7 +55,7 @@ counters! {
     DROPPED = 19 "dropped",
     /// Closed flows removed by the kernel after their linger.
     REAPED = 20 "reaped",
-    /// Closed flows that found the queue full and were left to their timeout.
+    /// Closed flows removed without their linger: their pod's share of the queue, or all of it, was in use.
     CLOSING_FULL = 21 "closing_full",
     /// Flows judged again with another outcome.
     VERDICT_CHANGED = 22 "verdict_changed",

@@ -85,7 +85,8 @@ boundary! {
         pub remote_port: u16,
         /// IP protocol number.
         pub protocol: u8,
-        /// Zero.
+        /// Zero. Only packets that are denied without asking the policy have their [`reason`] in the first byte: what
+        /// is remembered of them says nothing about packets that can be judged.
         pub pad: [u8; 3],
     } = 16;
 
@@ -101,7 +102,7 @@ boundary! {
         pub remote_port: u16,
         /// IP protocol number (1 and 58 for the two ICMPs).
         pub protocol: u8,
-        /// Zero.
+        /// See [`FlowKey4::pad`].
         pub pad: [u8; 3],
     } = 28;
 
@@ -229,10 +230,11 @@ boundary! {
 
     /// What the kernel keeps per endpoint, in `ENDPOINT_STATES`. Only the kernel writes it.
     pub struct EndpointState {
-        /// Event tokens left, in 1/1024 of an event.
-        pub event_tokens: u64,
-        /// Insert tokens left, in 1/1024 of an insert.
-        pub insert_tokens: u64,
+        /// Event tokens left, in 1/1024 of an event: of flows that the endpoint opened, of all others.
+        pub event_tokens: [u64; 2],
+        /// Insert tokens left, in 1/1024 of an insert: of allowed flows that the endpoint opened, of all other allowed
+        /// ones; the same of denied flows.
+        pub insert_tokens: [u64; 4],
         /// Low 32 bits of jiffies of the last refill.
         pub refilled: u32,
         /// Zero.
@@ -253,7 +255,9 @@ boundary! {
         pub packets: [u64; 2],
         /// Next slot in this endpoint's `CONTACTS`.
         pub contact_head: u64,
-    } = 96;
+        /// Closed flows of this endpoint that the kernel queued in `CLOSING`, less those that it took out.
+        pub closing: u64,
+    } = 136;
 
     /// What user space took out of an endpoint's tables, in `ENDPOINT_SWEPT`. Only user space writes it;
     /// an endpoint holds `in - out - swept` entries.
@@ -262,7 +266,9 @@ boundary! {
         pub established: u64,
         /// Entries that user space removed from `answered`, or found evicted.
         pub answered: u64,
-    } = 16;
+        /// Entries that user space took out of `CLOSING`.
+        pub closing: u64,
+    } = 24;
 
     /// A failed contact of an endpoint, kept apart from the rings so that no overflow loses it.
     pub struct Contact {
@@ -301,22 +307,26 @@ boundary! {
         pub linger: u32,
         /// Jiffies per second.
         pub hz: u32,
-        /// Events per second and endpoint; 0 = no limit.
+        /// Events per second and endpoint, for flows that it opened and for all others; 0 = no limit.
         pub event_rate: u32,
-        /// Burst of events per endpoint.
+        /// Burst of each.
         pub event_burst: u32,
-        /// Inserts per second and endpoint; 0 = no limit.
+        /// Inserts of allowed flows per second and endpoint, for those that it opened and for all others; 0 = no limit.
         pub insert_rate: u32,
-        /// Burst of inserts per endpoint.
+        /// Burst of each.
         pub insert_burst: u32,
         /// 1 = a spoofed source is dropped in mode enforce, 0 = only recorded.
         pub spoof_enforce: u32,
         /// Index of an interface at which programs may stand at both kinds of hook for a moment, so that a packet meets two;
         /// 0 = none.
         pub settling: u32,
-        /// Padding.
-        pub pad: u32,
-    } = 48 + NEXT;
+        /// Closed flows of one endpoint that may wait in `CLOSING` at a time; 0 = no limit.
+        pub closing_share: u32,
+        /// Inserts of denied flows per second and endpoint, for those that it opened and for all others; 0 = no limit.
+        pub denied_rate: u32,
+        /// Burst of each.
+        pub denied_burst: u32,
+    } = 56 + NEXT;
 
     /// Whether pods are held until their policy is in force, one entry.
     pub struct Hold {
@@ -479,7 +489,7 @@ boundary! {
         pub pad: u8,
         /// What the endpoint's state has more than its copy.
         pub state: EndpointState,
-    } = 176;
+    } = 216;
 
     /// The kernel's clocks read together, in the one entry of `CLOCK`.
     pub struct Clock {

@@ -6,11 +6,11 @@ use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use sekisho_core::counters;
-use sekisho_core::layout::{Closing, Contact, EGRESS, Flow, FlowEvent, contact, endpoint_flags, event};
+use sekisho_core::layout::{Contact, EGRESS, Flow, FlowEvent, contact, endpoint_flags, event};
 
 use crate::budget;
 use crate::kernel::{add, copy16, fetch_add, now};
-use crate::maps::{CLOSING, CONTACTS, COUNTERS, EVENTS};
+use crate::maps::{CONTACTS, COUNTERS, EVENTS};
 use crate::scratch::{self, Scratch};
 use crate::tables::{self, Entry};
 
@@ -79,7 +79,7 @@ extern "C" fn tell(slot: u32, flow: *mut Flow, kind: u32, end_reason: u32) -> u3
 #[inline(always)]
 pub(crate) fn start(scratch: &mut Scratch) {
     count(counters::CREATED);
-    if !budget::event(scratch.index) {
+    if !budget::event(scratch.index, budget::own(scratch)) {
         if let Some(state) = tables::state(scratch.index) {
             add(&mut state.summarised, 1);
         }
@@ -140,7 +140,7 @@ pub(crate) extern "C" fn refused(slot: u32, entry: *mut Flow) -> u32 {
     if entry.opened == EGRESS && endpoint.flags & endpoint_flags::ONE_WAY == 0 {
         failed(slot, contact::REFUSED.into(), entry.remote_instance);
     }
-    if !budget::event(scratch.index) || tell(slot, entry.0.as_ptr(), event::REFUSED.into(), 0) == 0 {
+    if !budget::event(scratch.index, entry.opened == EGRESS) || tell(slot, entry.0.as_ptr(), event::REFUSED.into(), 0) == 0 {
         count(counters::REFUSED_LOST);
     }
     1
@@ -166,21 +166,4 @@ pub(crate) extern "C" fn failed(slot: u32, result: u32, remote_instance: u32) ->
         (*place).time_ns = time_ns;
     }
     1
-}
-
-/// Queues a closed flow for its removal.
-#[inline(always)]
-pub(crate) fn closing(scratch: &Scratch, start_ns: u64, deadline: u32, end_reason: u8, table: u8) {
-    let item = Closing {
-        key: scratch.key6,
-        deadline,
-        start_ns,
-        family: scratch.packet.family,
-        end_reason,
-        established: u8::from(table == tables::table::ESTABLISHED),
-        pad: [0; 5],
-    };
-    if CLOSING.push(&item, 0).is_err() {
-        count(counters::CLOSING_FULL);
-    }
 }

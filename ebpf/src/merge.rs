@@ -33,7 +33,7 @@ fn key4(merge: &Merge) -> FlowKey4 {
         local_port: key.local_port,
         remote_port: key.remote_port,
         protocol: key.protocol,
-        pad: [0; 3],
+        pad: key.pad,
     }
 }
 
@@ -63,5 +63,6 @@ fn add_state(merge: &Merge) -> bool {
     add(&mut state.summarised, more.summarised);
     add(&mut state.packets[0], more.packets[0]);
     add(&mut state.packets[1], more.packets[1]);
+    add(&mut state.closing, more.closing);
     true
 }

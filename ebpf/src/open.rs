@@ -79,7 +79,7 @@ fn keep(scratch: &mut Scratch, found: Option<Entry>) -> u32 {
         }
     }
     evidence(scratch);
-    if !budget::insert(scratch.index) {
+    if !budget::insert(scratch) {
         stateless(counters::LOST_INSERT_LIMITED);
         return dispose(scratch);
     }
@@ -87,7 +87,10 @@ fn keep(scratch: &mut Scratch, found: Option<Entry>) -> u32 {
         clear_away(scratch, entry);
     }
     match tables::write(scratch, table::EMBRYONIC, NOEXIST) {
-        0 => emit::start(scratch),
+        0 => {
+            hold_on(scratch);
+            emit::start(scratch);
+        }
         EEXIST => {
             // Another CPU opened the same flow first: the packet is of that one.
             scratch.table = table::EMBRYONIC;
@@ -96,6 +99,20 @@ fn keep(scratch: &mut Scratch, found: Option<Entry>) -> u32 {
         _ => stateless(counters::LOST_INSERT_FAILED),
     }
     dispose(scratch)
+}
+
+/// A pod that is isolated on ingress gets the answer to its own datagram only where the datagram is still remembered, while
+/// anyone may have entries made by sending to the pod. The table evicts what was never looked up first: so this one is, once.
+#[inline(always)]
+fn hold_on(scratch: &mut Scratch) {
+    let flow = &scratch.flow;
+    if scratch.packet.protocol != protocol::TCP
+        && flow.verdict != verdict::DENIED
+        && budget::own(scratch)
+        && isolated(scratch.endpoint_flags, INGRESS)
+    {
+        let _looked_up = tables::find(scratch, table::EMBRYONIC);
+    }
 }
 
 /// Whether the flow in `entry` makes room for the scratch's. Sets the task to none where one record is enough.
@@ -303,7 +320,10 @@ fn ask(scratch: &mut Scratch) -> u32 {
         scratch.judgement.class = 0;
         scratch.judgement.remote_instance = 0;
         scratch.judgement.flags = if held { flow_flags::ISOLATED } else { 0 };
-        return u32::from(!held);
+        // A later fragment without its first names no port: it may pass where its sender may reach every port.
+        if !held || scratch.cause != reason::FRAGMENT {
+            return u32::from(!held);
+        }
     }
     // Who opened is not known: either direction will do.
     let first = if scratch.opened == UNKNOWN { EGRESS } else { scratch.opened };

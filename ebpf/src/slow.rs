@@ -52,6 +52,7 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
         if odd(ctx, slot) == PASS {
             return PASS;
         }
+        set_apart(scratch);
         lookup(scratch, scratch.packet.protocol)
     } else {
         key(scratch);
@@ -132,11 +133,24 @@ pub(crate) fn name(scratch: &mut Scratch) {
 pub(crate) fn key(scratch: &mut Scratch) {
     scratch.ends.key4(scratch.endpoint, &mut scratch.key4);
     scratch.ends.key6(scratch.endpoint, &mut scratch.key6);
+    scratch.key4.pad[0] = 0;
+    scratch.key6.pad[0] = 0;
 }
 
-/// Fragments: the first one tells the ports, later ones ask for them.
+/// What is denied without asking the policy gets a key of its own: its entry must not answer for packets of the same ends
+/// and protocol that can be judged, nor theirs for it.
+#[inline(always)]
+fn set_apart(scratch: &mut Scratch) {
+    scratch.key4.pad[0] = scratch.cause;
+    scratch.key6.pad[0] = scratch.cause;
+}
+
+/// Fragments: the first one tells the ports, later ones ask for them. Without ports every piece shows what is judged.
 #[inline(always)]
 fn piece(scratch: &mut Scratch) {
+    if !parse::named_by_ports(scratch.packet.protocol) {
+        return;
+    }
     let name = &mut scratch.fragment;
     name.endpoint = scratch.endpoint;
     name.id = scratch.packet.fragment_id;

@@ -4,9 +4,11 @@
 //! in, a verdict comes out, and the maps and the rings tell what the program did. Needs root.
 
 mod group;
+mod other;
 mod said;
 mod varied;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
@@ -23,6 +25,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub use group::Group;
 pub use said::Listener;
 pub use varied::{Idle, Varied};
+
+use crate::sys;
 
 /// Builds the kernel programs of this repository and returns their object, or reads the one that
 /// `SEKISHO_EBPF_OBJECT` names: a machine without a compiler brings it along.
@@ -77,18 +81,23 @@ impl Skb {
 }
 
 /// What a run returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outcome {
     /// The program's return value.
     pub code: i32,
     /// Mean time per run.
     pub time: Duration,
+    /// Processor time of this thread per run, in nanoseconds, the system call's included: as exact as many runs make it, where
+    /// [`Self::time`] is whole nanoseconds, and without what other processes took.
+    pub spent: f64,
 }
 
 /// The loaded programs and their maps.
 pub struct Programs {
     bpf: Ebpf,
     rings: Vec<RingBuf<MapData>>,
+    /// How values are written, where another build reads them.
+    plans: BTreeMap<&'static str, other::Plan>,
 }
 
 impl Programs {
@@ -124,7 +133,18 @@ impl Programs {
             outer.set(cpu, &ring, 0)?;
             rings.push(ring);
         }
-        Ok(Self { bpf, rings })
+        Ok(Self { bpf, rings, plans: BTreeMap::new() })
+    }
+
+    /// As [`Self::load_some`], of an object that another build made: values are written as it reads them.
+    pub fn load_other(object: &[u8], only: &[&str], ring_bytes: u32, sizes: &[(&'static str, u32)]) -> Result<Self> {
+        let plans = other::plans(object)?;
+        Ok(Self { plans, ..Self::load_some(object, only, ring_bytes, sizes)? })
+    }
+
+    /// Fields that this build writes and the other does not know, as `MAP.field`.
+    pub fn unknown(&self) -> Vec<String> {
+        other::unknown(&self.plans)
     }
 
     /// Runs `program` `repeat` times on `frame`, which begins with its Ethernet header.
@@ -134,12 +154,15 @@ impl Programs {
         options.data_in = Some(frame);
         options.ctx_in = Some(&ctx);
         options.repeat = repeat;
-        let result = match self.bpf.program(program).with_context(|| format!("no program {program}"))? {
+        let program = self.bpf.program(program).with_context(|| format!("no program {program}"))?;
+        let begin = sys::processor_time()?;
+        let result = match program {
             Program::SchedClassifier(p) => p.test_run(options)?,
             Program::CgroupSkb(p) => p.test_run(options)?,
-            _ => bail!("{program} cannot be run on a frame"),
+            _ => bail!("this kind of program cannot be run on a frame"),
         };
-        Ok(Outcome { code: result.return_value.cast_signed(), time: result.duration })
+        let spent = per_run(sys::processor_time()?.saturating_sub(begin), repeat);
+        Ok(Outcome { code: result.return_value.cast_signed(), time: result.duration, spent })
     }
 
     /// Runs a classifier once on `frame`; returns the frame as it left it.
@@ -176,9 +199,9 @@ impl Programs {
         done
     }
 
-    /// Mean time of a program that does nothing, on the same frame: what the machinery of a run itself costs.
-    pub fn floor(&self, frame: &[u8], repeat: u32) -> Result<Duration> {
-        Ok(self.run("empty", frame, Skb::default(), repeat)?.time)
+    /// A program that does nothing, on the same frame: what the machinery of a run itself costs.
+    pub fn floor(&self, frame: &[u8], repeat: u32) -> Result<Outcome> {
+        self.run("empty", frame, Skb::default(), repeat)
     }
 
     /// Instructions that the verifier walked for `program`.
@@ -212,6 +235,13 @@ impl Programs {
         events
     }
 
+    /// Empties the rings.
+    pub fn drain(&mut self) {
+        for ring in &mut self.rings {
+            while ring.next().is_some() {}
+        }
+    }
+
     /// Every counter, summed over the CPUs.
     pub fn counters(&self) -> Result<Vec<u64>> {
         let map: PerCpuArray<_, u64> = PerCpuArray::try_from(self.bpf.map("COUNTERS").context("no COUNTERS")?)?;
@@ -220,7 +250,8 @@ impl Programs {
 
     /// Writes one entry of a map.
     pub fn put<K: IntoBytes + Immutable + ?Sized, V: IntoBytes + Immutable>(&self, map: &str, key: &K, value: &V) -> Result<()> {
-        let mut value = value.as_bytes().to_vec();
+        let value = value.as_bytes();
+        let mut value = self.plans.get(map).map_or_else(|| value.to_vec(), |plan| plan.convert(value));
         self.element(map, command::UPDATE, key.as_bytes(), &mut value).with_context(|| format!("update of {map}"))?;
         Ok(())
     }
@@ -312,6 +343,11 @@ impl Programs {
         let error = std::io::Error::last_os_error();
         if error.raw_os_error() == Some(libc::ENOENT) { Ok(false) } else { Err(error.into()) }
     }
+}
+
+/// Nanoseconds of each of `repeat` runs.
+fn per_run(spent: Duration, repeat: u32) -> f64 {
+    spent.as_secs_f64() * 1e9 / f64::from(repeat)
 }
 
 /// `bpf_attr` of the element commands.

@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -29,6 +30,16 @@ const fn len_of<T>() -> libc::socklen_t {
 pub fn is_root() -> bool {
     // SAFETY: takes no arguments and cannot fail.
     unsafe { libc::geteuid() == 0 }
+}
+
+/// Processor time that the calling thread has used.
+pub(crate) fn processor_time() -> io::Result<Duration> {
+    // SAFETY: all zeros is a valid time.
+    let mut time: libc::timespec = unsafe { zeroed() };
+    // SAFETY: the kernel writes one time into a place of that type.
+    check(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) })?;
+    let number = |number: i64| u64::try_from(number).map_err(io::Error::other);
+    Ok(Duration::from_secs(number(time.tv_sec)?) + Duration::from_nanos(number(time.tv_nsec)?))
 }
 
 /// Gives the calling thread a new, empty network namespace.

@@ -16,6 +16,7 @@ mod setup;
 mod test;
 mod workspace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -87,6 +88,10 @@ enum Command {
     Bench {
         /// Which one
         name: bench::Name,
+        /// With datapath: compare these kernel programs with another build's, both in turns: an object that
+        /// `cargo xtask build-ebpf` has made in another checkout, where it prints its path
+        #[arg(long, value_name = "OBJECT")]
+        against: Option<PathBuf>,
     },
 }
 
@@ -101,7 +106,7 @@ fn main() -> ExitCode {
         Some(Command::Test { kernel: None, filter }) => test::run(filter.as_deref()),
         Some(Command::Gen) => generate::run(),
         Some(Command::Lint) => lint::run(),
-        Some(Command::Bench { name }) => bench::run(name),
+        Some(Command::Bench { name, against }) => bench::run(name, against.as_deref()),
         Some(Command::E2e { cni, proxy, keep, filter }) => e2e::run(cluster::Plan { nodes: 2, cni, proxy }, filter.as_deref(), keep),
         Some(Command::Image { platform }) => image::run(&platform),
         Some(Command::Cluster { action }) => return conclude(cluster::run(action)),

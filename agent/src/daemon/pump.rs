@@ -105,6 +105,7 @@ impl Pump {
         };
         let directory = journal.directory(now.boot_ns);
         let mut engine = Engine::new(BootSeed::new(&boot_id()), &now, directory.clone(), settings);
+        super::idle::follow(args, &mut engine);
         engine.tally_mut().begin(&counters);
         engine.adopt_summarised(&datapath.summarised());
         let mut pump = Self {
@@ -213,6 +214,7 @@ impl Pump {
         if timers.forget.rings(instant) {
             let directory = self.journal.expire(now.boot_ns);
             self.set_directory(directory);
+            super::idle::follow(&self.args, &mut self.engine);
         }
         for alert in self.detector.tick(&now) {
             self.tell_alert(alert);

@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(5);
 const LOOK_WHOLE: Duration = Duration::from_millis(100);
 /// How often the run's progress is written down for the next run.
 const NOTE: Duration = Duration::from_secs(1);
-/// How often the journal forgets.
+/// How often the journal forgets, and the node's connection tracking is asked how long it keeps what.
 const FORGET: Duration = Duration::from_secs(60);
 
 /// Something with a period.

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::netlink::{Message, Netlink, attributes, family_of, ip};
 
@@ -21,6 +22,15 @@ const PROTOCOL: u16 = 2;
 const NUMBER: u16 = 1;
 const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
+
+/// How long this node's connection tracking keeps UDP without an answer, and with answers; `None` where it is not loaded.
+pub fn udp_timeouts() -> Option<(Duration, Duration)> {
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).ok()?;
+        text.trim().parse().ok().map(Duration::from_secs)
+    };
+    Some((read("nf_conntrack_udp_timeout")?, read("nf_conntrack_udp_timeout_stream")?))
+}
 
 /// Address and port.
 type Side = (IpAddr, u16);

@@ -330,6 +330,7 @@ fn more(now: &EndpointState, copied: &EndpointState) -> EndpointState {
         one_way: now.one_way.wrapping_sub(copied.one_way),
         summarised: now.summarised.wrapping_sub(copied.summarised),
         packets: [now.packets[0].wrapping_sub(copied.packets[0]), now.packets[1].wrapping_sub(copied.packets[1])],
+        closing: now.closing.wrapping_sub(copied.closing),
         ..EndpointState::ZERO
     }
 }

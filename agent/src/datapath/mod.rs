@@ -51,7 +51,7 @@ use aya::maps::{MapData, RingBuf};
 use sekisho_core::layout::{self, Config};
 
 pub use apply::Applied;
-pub use conntrack::Conntrack;
+pub use conntrack::{Conntrack, udp_timeouts};
 pub use coverage::Check;
 pub use detach::{DetachReport, detach, set_mode_on_pins};
 pub use endpoint::{Attach, ChangeKind, Clocks, Coverage, CoverageEvent, EndpointChange, EndpointInfo, ListenerInfo, MapStatus};
@@ -236,6 +236,9 @@ impl Datapath {
             event_burst: EVENT_RATE * 2,
             insert_rate: INSERT_RATE,
             insert_burst: INSERT_RATE * 2,
+            denied_rate: self.sizes.denied_rate().min(INSERT_RATE),
+            denied_burst: self.sizes.denied_burst().min(INSERT_RATE * 2),
+            closing_share: self.sizes.closing_share(),
             ..self.config
         };
         self.write_config().map_err(failed("writing the configuration map"))?;
@@ -325,7 +328,8 @@ impl Datapath {
     }
 }
 
-/// Events per second that one endpoint may produce. A ring holds many times what one endpoint can write between two reads.
+/// Events per second that one endpoint may produce, for flows that it opens and for others. A ring holds many times what one endpoint can write between two reads.
 const EVENT_RATE: u32 = 60_000;
-/// New flows per second for which one endpoint gets state. Beyond it packets are judged one by one.
+/// Allowed new flows per second for which one endpoint gets state, for flows that it opens and for others. Beyond it packets are
+/// judged one by one. Of denied ones it is [`Sizes::denied_rate`](sizes::Sizes::denied_rate).
 const INSERT_RATE: u32 = 80_000;

@@ -25,6 +25,28 @@ pub(super) struct Sizes {
     pub(super) answered: u32,
 }
 
+impl Sizes {
+    /// Denied flows per second that one endpoint may have remembered, for what it sends and for what others send. They share a
+    /// table with flows that wait for their answer: whoever floods a pod takes four seconds to go once through the smaller one.
+    pub(super) fn denied_rate(&self) -> u32 {
+        self.of("EMBRYONIC6") / 4
+    }
+
+    /// How many of them at once.
+    pub(super) fn denied_burst(&self) -> u32 {
+        self.of("EMBRYONIC6") / 2
+    }
+
+    /// Closed flows of one endpoint that may wait for their removal at a time.
+    pub(super) fn closing_share(&self) -> u32 {
+        self.of("CLOSING") / 4
+    }
+
+    fn of(&self, map: &str) -> u32 {
+        self.entries.iter().find(|(name, _)| *name == map).map_or(0, |(_, entries)| *entries)
+    }
+}
+
 /// Divides `budget` bytes among the maps of a machine with `cpus` possible CPUs.
 pub(super) fn plan(budget: u64, cpus: u32, page: u32) -> Sizes {
     let budget = budget.max(LEAST_BUDGET);

@@ -46,7 +46,7 @@ impl FlowKey for FlowKey4 {
             local_port: self.local_port,
             remote_port: self.remote_port,
             protocol: self.protocol,
-            pad: [0; 3],
+            pad: self.pad,
         }
     }
 
@@ -59,7 +59,7 @@ impl FlowKey for FlowKey4 {
             local_port: neutral.local_port,
             remote_port: neutral.remote_port,
             protocol: neutral.protocol,
-            pad: [0; 3],
+            pad: neutral.pad,
         }
     }
 }
@@ -155,7 +155,7 @@ impl Datapath {
                 self.sweeper.entries.insert((table, family), pass.kept.values().sum());
                 match table {
                     Table::Embryonic => {}
-                    Table::Established => pass.removed.iter().for_each(|(number, count)| self.swept(*number, *count)),
+                    Table::Established => pass.removed.iter().for_each(|(number, count)| self.swept(*number, *count, 0)),
                     Table::Answered => pass.kept.iter().for_each(|(number, count)| *answered.entry(*number).or_insert(0) += count),
                 }
             }
@@ -165,11 +165,13 @@ impl Datapath {
         self.recount_answered(&before, &answered)
     }
 
-    /// Notes that user space took established flows of an endpoint out.
-    fn swept(&self, number: u32, count: u64) {
+    /// Notes that user space took so many established flows of an endpoint out of their table, and so many closed ones out of
+    /// the queue.
+    fn swept(&self, number: u32, established: u64, closing: u64) {
         let Some(index) = self.slots.of(number) else { return };
-        let swept = self.maps.swept.get(&index).ok().flatten().unwrap_or(EndpointSwept::ZERO);
-        if let Err(error) = self.maps.swept.put(&index, &EndpointSwept { established: swept.established + count, ..swept }) {
+        let before = self.maps.swept.get(&index).ok().flatten().unwrap_or(EndpointSwept::ZERO);
+        let swept = EndpointSwept { established: before.established + established, closing: before.closing + closing, ..before };
+        if let Err(error) = self.maps.swept.put(&index, &swept) {
             tracing::warn!(%error, "removed flows could not be accounted for");
         }
     }
@@ -202,18 +204,22 @@ impl Datapath {
         for closing in &ready {
             self.reap_one(closing, each);
         }
+        let mut taken: HashMap<u32, u64> = HashMap::new();
         for _ in 0..REAP_LIMIT {
             match self.maps.closing.peek() {
                 Ok(Some(first)) if due(&first) => {}
                 _ => break,
             }
             // The kernel may have popped the one that we saw.
-            match self.maps.closing.pop() {
-                Ok(Some(closing)) if due(&closing) => self.reap_one(&closing, each),
-                Ok(Some(closing)) => self.early.push(closing),
-                _ => break,
+            let Ok(Some(closing)) = self.maps.closing.pop() else { break };
+            *taken.entry(closing.key.endpoint).or_default() += 1;
+            if due(&closing) {
+                self.reap_one(&closing, each);
+            } else {
+                self.early.push(closing);
             }
         }
+        taken.into_iter().for_each(|(number, count)| self.swept(number, 0, count));
     }
 
     fn reap_one(&self, closing: &Closing, each: &mut dyn FnMut(&FlowKey6, u8, u8, &Flow)) {
@@ -225,7 +231,7 @@ impl Datapath {
         };
         if let Some(flow) = flow {
             if closing.established != 0 {
-                self.swept(closing.key.endpoint, 1);
+                self.swept(closing.key.endpoint, 1, 0);
             }
             each(&closing.key, closing.family, closing.end_reason, &flow);
         }

@@ -17,6 +17,7 @@ use super::attribution::{Attribution, Explainer, Kernel};
 use super::book::Book;
 use super::clock::Now;
 use super::directory::Directory;
+use super::idle::Idle;
 use super::ledger::FlowTally;
 use super::number::{BootSeed, NumberMap};
 use super::recent::Recent;
@@ -40,35 +41,15 @@ pub struct Settings {
     pub first_update_ns: u64,
     /// Time between updates.
     pub update_ns: u64,
-    /// Unanswered and denied flows.
-    pub embryonic_ns: u64,
-    /// Answered datagrams.
-    pub answered_ns: u64,
-    /// ICMP.
-    pub icmp_ns: u64,
-    /// TCP, established.
-    pub established_ns: u64,
-    /// TCP, one side has said FIN.
-    pub closing_ns: u64,
-    /// TCP, closed, and not removed by the kernel.
-    pub closed_ns: u64,
+    /// When idle flows end.
+    pub idle: Idle,
     /// How long an opener may stay without an answer before that is evidence.
     pub silent_ns: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            first_update_ns: 5 * SECOND,
-            update_ns: 30 * SECOND,
-            embryonic_ns: 30 * SECOND,
-            answered_ns: 60 * SECOND,
-            icmp_ns: 30 * SECOND,
-            established_ns: 7200 * SECOND,
-            closing_ns: 600 * SECOND,
-            closed_ns: 10 * SECOND,
-            silent_ns: 3 * SECOND,
-        }
+        Self { first_update_ns: 5 * SECOND, update_ns: 30 * SECOND, idle: Idle::default(), silent_ns: 3 * SECOND }
     }
 }
 
@@ -197,6 +178,11 @@ impl Engine {
             not_looked_up: 0,
             translations: Recent::new(TRANSLATIONS),
         }
+    }
+
+    /// How long UDP flows may be idle from now on, without answers and with them, in nanoseconds.
+    pub fn set_udp_idle(&mut self, unanswered_ns: u64, answered_ns: u64) {
+        (self.settings.idle.udp_ns, self.settings.idle.udp_stream_ns) = (unanswered_ns, answered_ns);
     }
 
     /// Who is who from now on. To be called before the kernel learns of new numbers.

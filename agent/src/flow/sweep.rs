@@ -11,7 +11,6 @@ use super::engine::{Context, Engine, Open, Sighting};
 use super::record::{Body, Moment};
 
 const ICMP: u8 = 1;
-const TCP: u8 = 6;
 const ICMPV6: u8 = 58;
 
 /// For how many sweeps a flow may be missed before it counts as gone: one, for entries that moved during the walk.
@@ -50,7 +49,7 @@ impl Engine {
             return Sweep::Keep;
         }
         let idle = now.boot_ns.saturating_sub(now.boot_of_jiffies(flow.last));
-        if self.left(key.endpoint, flow) || idle >= self.may_idle(table, key, flow) {
+        if self.left(key.endpoint, flow) || idle >= self.settings.idle.of(table, key, flow) {
             return Sweep::Remove;
         }
         if closed(flow).is_some() || self.settled.get(&(id, flow.start_ns)).is_some() {
@@ -209,19 +208,6 @@ impl Engine {
         }
     }
 
-    fn may_idle(&self, table: Table, key: &FlowKey6, flow: &Flow) -> u64 {
-        let settings = &self.settings;
-        match table {
-            _ if flow.verdict == verdict::DENIED => settings.embryonic_ns,
-            _ if closed(flow).is_some() && key.protocol == TCP => settings.closed_ns,
-            _ if matches!(key.protocol, ICMP | ICMPV6) => settings.icmp_ns,
-            Table::Embryonic => settings.embryonic_ns,
-            Table::Answered => settings.answered_ns,
-            Table::Established if closing(flow) => settings.closing_ns,
-            Table::Established => settings.established_ns,
-        }
-    }
-
     /// Whether an opener waits in vain, and did not yet at the last sweep: it is told once.
     fn is_silent(&self, table: Table, key: &FlowKey6, flow: &Flow, age: u64) -> bool {
         table == Table::Embryonic
@@ -255,7 +241,7 @@ pub(super) fn closed(flow: &Flow) -> Option<u8> {
 }
 
 /// Whether one side has said FIN.
-fn closing(flow: &Flow) -> bool {
+pub(super) fn closing(flow: &Flow) -> bool {
     (flow.tcp_flags[0] | flow.tcp_flags[1]) & flag::FIN != 0
 }
 

@@ -39,6 +39,12 @@ pub mod protocol {
     pub const SCTP: u8 = 132;
 }
 
+/// Whether flows of an IP protocol are told apart by what the transport header says: ports, or the identifier of a query.
+#[inline(always)]
+pub const fn named_by_ports(number: u8) -> bool {
+    matches!(number, protocol::TCP | protocol::UDP | protocol::SCTP | protocol::ICMP4 | protocol::ICMP6)
+}
+
 /// Bytes of a packet, read with bounds checks.
 pub trait Window {
     /// `N` bytes from `offset` on; `None` beyond what can be read.

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{Outcome, Skb};
+use super::{Outcome, Skb, per_run};
+use crate::sys;
 
 /// Offsets in `__sk_buff` (`include/uapi/linux/bpf.h`).
 const DATA: i16 = 76;
@@ -108,12 +109,14 @@ fn run(program: BorrowedFd<'_>, frame: &[u8], skb: Skb, repeat: u32) -> Result<O
         context_in: context.as_ptr() as u64,
         ..RunAttributes::default()
     };
+    let begin = sys::processor_time()?;
     // SAFETY: frame and context are as long as told and outlive the call; nothing is written but the attributes.
     let done = unsafe { libc::syscall(libc::SYS_bpf, command::TEST_RUN, &raw mut attributes, size_of::<RunAttributes>()) };
     if done < 0 {
         return Err(io::Error::last_os_error()).context("running the wrapper");
     }
-    Ok(Outcome { code: attributes.code.cast_signed(), time: Duration::from_nanos(attributes.duration.into()) })
+    let spent = per_run(sys::processor_time()?.saturating_sub(begin), repeat);
+    Ok(Outcome { code: attributes.code.cast_signed(), time: Duration::from_nanos(attributes.duration.into()), spent })
 }
 
 /// `bpf_attr` of a test run.

@@ -1,9 +1,9 @@
 //! What one endpoint may hold and say.
 
 use sekisho_core::counters as c;
-use sekisho_core::layout::{Config, EndpointState, EndpointSwept, endpoint_flags};
+use sekisho_core::layout::{Config, EGRESS, Endpoint, EndpointState, EndpointSwept, Flow, FlowKey4, endpoint_flags};
 use sekisho_core::tcp::{ACK, RST, SYN};
-use sekisho_lab::programs::{Programs, object};
+use sekisho_lab::programs::{Programs, Skb, object};
 
 use super::frames::{self, Who};
 use super::node::{self, DROP, PASS};
@@ -32,7 +32,7 @@ fn an_endpoint_holds_as_many_connections_as_its_cap() {
     assert!(capped >= 5, "{capped}");
     assert_eq!(node::egress(&node, &frames::tcp(true, 4012, 80, ACK)), PASS, "and it works");
     // User space took three out, the programs one (each close buries two others).
-    node.put("ENDPOINT_SWEPT", &0u32, &EndpointSwept { established: 3, answered: 0 }).expect("writes");
+    node.put("ENDPOINT_SWEPT", &0u32, &EndpointSwept { established: 3, ..EndpointSwept::ZERO }).expect("writes");
     for port in 5000..5005 {
         connect(&node, port);
     }
@@ -69,7 +69,8 @@ fn an_endpoint_holds_as_many_answered_flows_as_its_cap() {
 #[test]
 fn inserts_are_limited_and_accounted() {
     let mut node = node::start(node::BOTH);
-    node.put("CONFIG", &0u32, &Config { insert_rate: 1, insert_burst: 5, ..node::config(1) }).expect("writes");
+    let config = Config { insert_rate: 1, insert_burst: 5, denied_rate: 1, denied_burst: 5, ..node::config(1) };
+    node.put("CONFIG", &0u32, &config).expect("writes");
     for port in 4000..4020 {
         assert_eq!(node::egress(&node, &frames::tcp(true, port, 80, SYN)), PASS);
         assert_eq!(node::egress(&node, &frames::tcp(true, port, 81, SYN)), DROP);
@@ -78,9 +79,112 @@ fn inserts_are_limited_and_accounted() {
     let kept = node.told().len();
     let n = node.counted();
     let limited = n[c::LOST_INSERT_LIMITED as usize];
-    assert!((5..=7).contains(&kept), "{kept} kept");
+    // Five of its own, five denied, and five answers of others whose SYN was not kept.
+    assert!((15..=21).contains(&kept), "{kept} kept");
     assert_eq!((n[c::START_SENT as usize], n[c::STATELESS as usize]), (kept as u64, limited));
     assert!(limited >= 33, "{n:?}");
+}
+
+/// What others send, allowed or denied, uses up neither the budget nor the place of what the pod itself asks.
+#[test]
+fn a_flood_leaves_the_pods_own_questions_their_state() {
+    for v6 in [false, true] {
+        // To port 53 the flood is allowed, to port 54 it is denied.
+        for (port, fate) in [(53, PASS), (54, DROP)] {
+            let mut node = node::start(node::BOTH);
+            let config = Config { insert_rate: 1, insert_burst: 50, denied_rate: 1, denied_burst: 50, ..node::config(1) };
+            node.put("CONFIG", &0u32, &config).expect("writes");
+            for stranger in 1000..1200 {
+                assert_eq!(node::ingress(&node, &frames::udp_of(v6, false, port, stranger)), fate);
+            }
+            for question in 4000..4040 {
+                assert_eq!(node::egress(&node, &frames::udp_of(v6, true, question, 53)), PASS);
+            }
+            for question in 4000..4040 {
+                assert_eq!(node::ingress(&node, &frames::udp_of(v6, false, question, 53)), PASS, "v6 {v6}: the answer to {question}");
+            }
+            let lost = node.count(c::LOST_INSERT_LIMITED);
+            assert!((140..=150).contains(&lost), "{lost}");
+            assert!(node.told().len() >= 90);
+        }
+    }
+}
+
+/// The pod's own denied flows are told although others' flood it: the budgets of what is denied are two as well, and the
+/// events' too.
+#[test]
+fn a_flood_leaves_the_pods_own_denials_their_records() {
+    let mut node = node::start(node::BOTH);
+    let config = Config { denied_rate: 1, denied_burst: 20, event_rate: 1, event_burst: 20, ..node::config(1) };
+    node.put("CONFIG", &0u32, &config).expect("writes");
+    for stranger in 1000..1200 {
+        assert_eq!(node::ingress(&node, &frames::udp(false, 99, stranger)), DROP);
+        assert_eq!(node::ingress(&node, &frames::tcp(false, stranger, 80, SYN | ACK)), PASS, "as if it answered");
+    }
+    for port in 4000..4010 {
+        assert_eq!(node::egress(&node, &frames::udp(true, port, 99)), DROP);
+    }
+    let own = node.told().iter().filter(|event| event.flow.opened == EGRESS && event.key.protocol == 17).count();
+    assert_eq!(own, 10);
+}
+
+/// In a full table, flows that nobody looked up twice make room before a question that waits for its answer.
+#[test]
+fn a_question_outlives_a_flood_in_a_full_table() {
+    for v6 in [false, true] {
+        let node = small(&[("EMBRYONIC4", 1024), ("EMBRYONIC6", 1024)]);
+        node.put("ENDPOINTS", &1u32, &node::endpoint(node::BOTH)).expect("writes");
+        for question in 4000..4010 {
+            assert_eq!(node::egress(&node, &frames::udp_of(v6, true, question, 53)), PASS);
+        }
+        for (port, fate) in [(53, PASS), (54, DROP)] {
+            for stranger in 10_000..15_000 {
+                assert_eq!(node::ingress(&node, &frames::udp_of(v6, false, port, stranger)), fate);
+            }
+        }
+        let answered = (4000..4010).filter(|&question| node::ingress(&node, &frames::udp_of(v6, false, question, 53)) == PASS).count();
+        assert_eq!(answered, 10, "v6 {v6}");
+    }
+}
+
+/// One pod's closed connections wait in its own share of the queue; beyond that they go at once. Another's have their linger.
+#[test]
+fn an_endpoint_has_its_share_of_the_closing_queue() {
+    let mut node = small(&[("CLOSING", 64)]);
+    let other = 2u32;
+    node.put("ENDPOINTS", &1u32, &Endpoint { established_cap: 1000, ..node::endpoint(0) }).expect("writes");
+    node.put("ENDPOINTS", &other, &Endpoint { index: 1, established_cap: 1000, ..node::endpoint(0) }).expect("writes");
+    // It does not end within this test.
+    node.put("CONFIG", &0u32, &Config { linger: 1 << 20, closing_share: 16, ..node::config(1) }).expect("writes");
+    let at = |interface: u32, egress: bool, port: u16, flags: u8| {
+        let name = if egress { "pod_egress" } else { "pod_ingress" };
+        let skb = Skb { ifindex: interface, ..Skb::default() };
+        assert_eq!(node.run(name, &frames::tcp(egress, port, 80, flags), skb, 1).expect("runs").code, PASS);
+    };
+    let life = |interface: u32, port: u16| {
+        for (egress, flags) in [(true, SYN), (false, SYN | ACK), (true, ACK), (false, RST | ACK)] {
+            at(interface, egress, port, flags);
+        }
+    };
+    (4000..4200).for_each(|port| life(1, port));
+    assert_eq!(established(&node, 4000..4200), 16, "the others have gone at once");
+    (5000..5010).for_each(|port| life(other, port));
+    let held = |port: u16| {
+        let key = FlowKey4 { endpoint: other, remote: Who::Peer.v4(), local_port: port, remote_port: 80, protocol: 6, pad: [0; 3] };
+        node.get::<_, Flow>("ESTABLISHED4", &key).expect("reads").is_some()
+    };
+    assert!((5000..5010).all(held), "the other's linger");
+    let n = node.counters().expect("reads");
+    assert_eq!((n[c::CLOSING_FULL as usize], n[c::REAPED as usize]), (184, 184));
+    // User space takes ten of the first one's out: there is room again.
+    node.put("ENDPOINT_SWEPT", &0u32, &EndpointSwept { closing: 10, ..EndpointSwept::ZERO }).expect("writes");
+    (6000..6020).for_each(|port| life(1, port));
+    assert_eq!(established(&node, 6000..6020), 10);
+    // The linger is over: each close buries two, and what is buried makes room.
+    node.put("CONFIG", &0u32, &Config { linger: 0, closing_share: 16, ..node::config(1) }).expect("writes");
+    let state: EndpointState = node.get("ENDPOINT_STATES", &0u32).expect("reads").expect("is there");
+    assert_eq!(state.closing, 26);
+    node.events();
 }
 
 /// What exceeds the event budget is summarised, to the one.

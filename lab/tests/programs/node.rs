@@ -86,13 +86,18 @@ pub(super) fn fill(programs: &Programs, isolated: u32) {
         programs.put("RULES", &key_of(direction), &Rules::new(0, 3)).expect("writes");
     }
     for (protocol, port, rule) in [(6, 80u16, 42u32), (17, 53, 43)] {
-        let mut key = [0u8; 11];
-        key[..4].copy_from_slice(&56u32.to_ne_bytes());
-        key[4..8].copy_from_slice(&3u32.to_be_bytes());
-        key[8] = protocol;
-        key[9..].copy_from_slice(&port.to_be_bytes());
-        programs.put("PORTS", &key, &rule).expect("writes");
+        programs.put("PORTS", &port_key(protocol, port), &rule).expect("writes");
     }
+}
+
+/// A port of the set's port table.
+pub(super) fn port_key(protocol: u8, port: u16) -> [u8; 11] {
+    let mut key = [0u8; 11];
+    key[..4].copy_from_slice(&56u32.to_ne_bytes());
+    key[4..8].copy_from_slice(&3u32.to_be_bytes());
+    key[8] = protocol;
+    key[9..].copy_from_slice(&port.to_be_bytes());
+    key
 }
 
 /// The pod.
@@ -134,20 +139,28 @@ pub(super) fn flow(programs: &Programs, table: &str, pod_port: u16, peer_port: u
     flow_with(programs, table, Who::Peer, false, (pod_port, peer_port, protocol))
 }
 
-/// A flow in `table` (its name without the family) with somebody: `(pod's port, other's port, protocol)`.
-pub(super) fn flow_with(
+/// A flow in `table` (its name without the family) with somebody: `(pod's port, other's port, protocol)`. What was denied for a
+/// cause of its own counts too.
+pub(super) fn flow_with(programs: &Programs, table: &str, who: Who, v6: bool, ends: (u16, u16, u8)) -> Option<Flow> {
+    let causes = [0, reason::MALFORMED, reason::UNSUPPORTED, reason::FRAGMENT, reason::NO_CONNECTION];
+    causes.into_iter().find_map(|cause| flow_for(programs, table, who, v6, ends, cause))
+}
+
+/// The same, with the cause that its key bears; 0 = it was judged.
+fn flow_for(
     programs: &Programs,
     table: &str,
     who: Who,
     v6: bool,
     (local_port, remote_port, protocol): (u16, u16, u8),
+    cause: u8,
 ) -> Option<Flow> {
-    let table = table.trim_end_matches('4');
+    let (table, pad) = (table.trim_end_matches('4'), [cause, 0, 0]);
     let found = if v6 {
-        let key = FlowKey6 { endpoint: 1, remote: who.v6(), local_port, remote_port, protocol, pad: [0; 3] };
+        let key = FlowKey6 { endpoint: 1, remote: who.v6(), local_port, remote_port, protocol, pad };
         programs.get(&format!("{table}6"), &key)
     } else {
-        let key = FlowKey4 { endpoint: 1, remote: who.v4(), local_port, remote_port, protocol, pad: [0; 3] };
+        let key = FlowKey4 { endpoint: 1, remote: who.v4(), local_port, remote_port, protocol, pad };
         programs.get(&format!("{table}4"), &key)
     };
     found.expect("reads")

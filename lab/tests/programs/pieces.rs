@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use sekisho_core::counters as c;
-use sekisho_core::layout::{endpoint_flags, reason, verdict};
+use sekisho_core::layout::{EGRESS, INGRESS, Rules, endpoint_flags, reason, verdict};
 
 use super::frames::{self, Who};
 use super::node::{self, DROP, PASS};
@@ -123,5 +123,64 @@ fn a_header_in_pieces_is_malformed() {
         assert_eq!(flow.reason, reason::MALFORMED);
         assert_eq!(node::ingress(&node, &piece(v6, false, 7, (8, false), 6, &syn[8..])), DROP, "its rest");
         assert_eq!(node::ingress(&node, &piece(v6, false, 8, FIRST, 6, &syn)), PASS, "a whole one may be a first");
+    }
+}
+
+/// A protocol without ports needs no first piece: each one shows all that is judged.
+#[test]
+fn pieces_without_ports_are_judged_like_the_whole() {
+    for v6 in [false, true] {
+        for protocol in [4, 47, 50] {
+            let mut node = node::start(node::BOTH);
+            assert_eq!(node::ingress(&node, &piece(v6, false, 7, LAST, protocol, &[b'l'; 40])), DROP);
+            let flow = node::flow_with(&node, "EMBRYONIC", Who::Peer, v6, (0, 0, protocol)).expect("kept");
+            assert_eq!(flow.reason, reason::DEFAULT_DENY, "the policy says so");
+            node.put("RULES", &node::key_of(INGRESS), &Rules::new(44, 0)).expect("writes");
+            node.put("CONFIG", &0u32, &node::config(2)).expect("writes");
+            for frame in [LAST, FIRST, MIDDLE].map(|at| piece(v6, false, 8, at, protocol, &[b'p'; 40])) {
+                assert_eq!(node::ingress(&node, &frame), PASS, "v6 {v6}, protocol {protocol}");
+            }
+            assert_eq!(node::ingress(&node, &frames::between(v6, false, protocol, &[b'w'; 40])), PASS);
+            assert_eq!((node.count(c::FRAGMENT_ORPHAN), node.told().len()), (0, 3), "one flow, denied and then allowed");
+        }
+    }
+}
+
+/// What is denied for what it is says nothing about packets of the same ends that can be judged.
+#[test]
+fn a_cause_is_no_verdict_for_others() {
+    for v6 in [false, true] {
+        let mut node = node::start(node::BOTH);
+        node.put("RULES", &node::key_of(EGRESS), &Rules::new(44, 0)).expect("writes");
+        node.put("PORTS", &node::port_key(17, 0), &45u32).expect("writes");
+        let echo = |id: u8| frames::between(v6, true, if v6 { 58 } else { 1 }, &[if v6 { 128 } else { 8 }, 0, 0, 0, 0, id, 0, 1]);
+        let icmp = if v6 { 58 } else { 1 };
+        for _ in 0..2 {
+            // A piece of a message, half a message, and an echo whose identifier is 0; then datagrams between ports 0.
+            assert_eq!(node::ingress(&node, &piece(v6, false, 9, LAST, icmp, &[b'l'; 40])), DROP);
+            assert_eq!(node::ingress(&node, &frames::between(v6, false, icmp, &[0, 0])), DROP);
+            assert_eq!(node::egress(&node, &echo(0)), PASS);
+            assert_eq!(node::ingress(&node, &piece(v6, false, 9, LAST, 17, &[b'l'; 40])), DROP);
+            assert_eq!(node::ingress(&node, &frames::between(v6, false, 17, &[0, 0])), DROP);
+            assert_eq!(node::ingress(&node, &frames::udp_of(v6, false, 0, 0)), PASS);
+        }
+        let causes: Vec<u8> = node.told().iter().map(|event| event.flow.reason).collect();
+        assert_eq!(causes, [reason::FRAGMENT, reason::MALFORMED, 0, reason::FRAGMENT, reason::MALFORMED, 0], "one record each");
+        assert_eq!(node::flow_with(&node, "EMBRYONIC", Who::Peer, v6, (0, 0, 17)).expect("kept").packets, [2, 0]);
+    }
+}
+
+/// Where the sender may reach every port, a piece need not wait for the first. Nothing is remembered of it.
+#[test]
+fn a_piece_before_the_first_passes_where_every_port_is_open() {
+    for v6 in [false, true] {
+        let mut node = node::start(node::BOTH);
+        node.put("RULES", &node::key_of(INGRESS), &Rules::new(44, 0)).expect("writes");
+        let [first, middle, last] = pieces(v6, 7, 99);
+        for frame in [&last, &middle, &first, &middle] {
+            assert_eq!(node::ingress(&node, frame), PASS);
+        }
+        assert_eq!((node.count(c::FRAGMENT_ORPHAN), node.told().len()), (2, 1));
+        assert_eq!(node::egress(&node, &piece(v6, true, 7, MIDDLE, 17, &[0; 96])), DROP, "the other direction has its own rules");
     }
 }

@@ -9,7 +9,9 @@ mod starts;
 mod table;
 mod usage;
 
-use anyhow::Result;
+use std::path::Path;
+
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 /// What can be measured.
@@ -27,9 +29,10 @@ pub(crate) enum Name {
     Starts,
 }
 
-pub(crate) fn run(name: Name) -> Result<()> {
+pub(crate) fn run(name: Name, against: Option<&Path>) -> Result<()> {
     match name {
-        Name::Datapath => datapath::run(),
+        Name::Datapath => against.map_or_else(datapath::run, datapath::against),
+        _ if against.is_some() => bail!("only the data path is compared with another build's"),
         Name::Edits => edits::run(),
         Name::Flows => flows::run(),
         Name::Rr => rr::run(),

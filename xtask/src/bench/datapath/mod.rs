@@ -4,6 +4,7 @@
 //! Existing flows: one packet, repeated. What happens once in a flow's life (opening, promotion, close): rounds of
 //! thousands of flows, one packet of each. Everything is on: both directions isolated, budgets, events, spoof check.
 
+mod against;
 mod node;
 mod packets;
 mod rounds;
@@ -14,8 +15,9 @@ use sekisho_core::layout::{EGRESS, Hold, INGRESS, hold};
 use sekisho_core::tcp::{ACK, FIN, SYN};
 use sekisho_lab::programs::Group;
 
+pub(super) use self::against::run as against;
 use self::packets::{Family, Packet, Peer, SERVICE, Transport};
-use self::rounds::{Bench, Samples};
+use self::rounds::{Bench, OPENINGS, Samples};
 use super::table::Table;
 
 /// Nanoseconds over an empty program that an existing flow may cost.
@@ -74,7 +76,7 @@ fn bars(table: &mut Table) -> Result<()> {
         for (bench, lines) in &mut nodes {
             for line in lines {
                 match &line.packets[..] {
-                    [first] => bench.opening(*first, line.interface, &mut line.samples)?,
+                    [first] => bench.opening(*first, line.interface, OPENINGS, &mut line.samples)?,
                     packets => bench.existing(packets, line.interface, &mut line.samples)?,
                 }
             }
@@ -108,24 +110,43 @@ fn lines(family: Family, policies: u32) -> Vec<Line> {
     ]
 }
 
+/// A flow's life: a packet for each station.
+struct Life {
+    what: &'static str,
+    stations: &'static [&'static str],
+    packets: Vec<Packet>,
+}
+
+fn all_lives(family: Family) -> [Life; 3] {
+    let denied = Packet { peer: Peer::Stranger, ..tcp(family, EGRESS, SYN) };
+    let connection = Life {
+        what: "connection",
+        stations: &["opening", "answer", "promotion", "data, of another flow each", "first FIN", "second FIN", "close and burial"],
+        packets: vec![
+            tcp(family, EGRESS, SYN),
+            tcp(family, INGRESS, SYN | ACK),
+            tcp(family, EGRESS, ACK),
+            tcp(family, INGRESS, ACK),
+            tcp(family, EGRESS, FIN | ACK),
+            tcp(family, INGRESS, FIN | ACK),
+            tcp(family, EGRESS, ACK),
+        ],
+    };
+    let datagrams = Life {
+        what: "datagrams",
+        stations: &["first", "first reply, promotion"],
+        packets: vec![packet(family, EGRESS, Transport::Udp), packet(family, INGRESS, Transport::Udp)],
+    };
+    [connection, datagrams, Life { what: "denied", stations: &["first packet", "second packet"], packets: vec![denied, denied] }]
+}
+
 /// The stations of flows' lives.
 fn lives(bench: &mut Bench, table: &mut Table, family: Family) -> Result<()> {
     let name = family.name();
-    let connection = [
-        tcp(family, EGRESS, SYN),
-        tcp(family, INGRESS, SYN | ACK),
-        tcp(family, EGRESS, ACK),
-        tcp(family, INGRESS, ACK),
-        tcp(family, EGRESS, FIN | ACK),
-        tcp(family, INGRESS, FIN | ACK),
-        tcp(family, EGRESS, ACK),
-    ];
-    let stations = ["opening", "answer", "promotion", "data, of another flow each", "first FIN", "second FIN", "close and burial"];
-    told(table, &format!("{name} connection: "), &stations, bench.life(&connection, node::INTERFACE)?);
-    let datagrams = [packet(family, EGRESS, Transport::Udp), packet(family, INGRESS, Transport::Udp)];
-    told(table, &format!("{name} datagrams: "), &["first", "first reply, promotion"], bench.life(&datagrams, node::INTERFACE)?);
     let denied = Packet { peer: Peer::Stranger, ..tcp(family, EGRESS, SYN) };
-    told(table, &format!("{name} denied: "), &["first packet", "second packet"], bench.life(&[denied, denied], node::INTERFACE)?);
+    for life in all_lives(family) {
+        told(table, &format!("{name} {}: ", life.what), life.stations, bench.life(&life.packets, node::INTERFACE)?);
+    }
     let mut again = Samples::default();
     for _ in 0..PASSES {
         bench.existing(&[denied, denied], node::INTERFACE, &mut again)?;

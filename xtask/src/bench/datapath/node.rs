@@ -21,10 +21,25 @@ pub(super) const OPEN_INTERFACE: u32 = 2;
 /// The size that a machine of two CPUs gives each ring by default.
 const RING: u32 = 2 << 20;
 
-/// Loads the programs and fills the maps for a node with `policies` policies: each has a set, a class, a port table and
-/// a network of its own. The pod's is in the middle.
+/// Sizes that are not the object's own.
+const SIZES: [(&str, u32); 2] = [("EMBRYONIC4", EMBRYONIC), ("EMBRYONIC6", EMBRYONIC)];
+
+/// Loads the programs and fills the maps for a node with `policies` policies.
 pub(super) fn prepare(policies: u32) -> Result<Programs> {
-    let programs = Programs::load(&object()?, RING, &[("EMBRYONIC4", EMBRYONIC), ("EMBRYONIC6", EMBRYONIC)])?;
+    let programs = Programs::load(&object()?, RING, &SIZES)?;
+    fill(&programs, policies)?;
+    Ok(programs)
+}
+
+/// The same with the programs of packets in `object`, which another build may have made.
+pub(super) fn prepare_other(object: &[u8], policies: u32) -> Result<Programs> {
+    let programs = Programs::load_other(object, &["pod_egress", "pod_ingress", "empty"], RING, &SIZES)?;
+    fill(&programs, policies)?;
+    Ok(programs)
+}
+
+/// Each policy has a set, a class, a port table and a network of its own. The pod's is in the middle.
+fn fill(programs: &Programs, policies: u32) -> Result<()> {
     let config = Config {
         epoch: 1,
         mode: mode::ENFORCE,
@@ -61,8 +76,7 @@ pub(super) fn prepare(policies: u32) -> Result<Programs> {
             programs.put("ADDRESSES", &family.peer(peer), &entry)?;
         }
     }
-    endpoints(&programs, own)?;
-    Ok(programs)
+    endpoints(programs, own)
 }
 
 fn endpoints(programs: &Programs, set: u32) -> Result<()> {

@@ -3,7 +3,6 @@
 //! whatever else runs on the machine only ever adds.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use sekisho_core::layout::{EGRESS, FlowKey4, FlowKey6};
@@ -22,7 +21,7 @@ const REPEATS: usize = 5;
 /// The same where nothing is measured in turns.
 const GROUP_REPEATS: usize = 41;
 /// Rounds of new flows per visit.
-const OPENINGS: usize = 15;
+pub(super) const OPENINGS: usize = 15;
 
 /// Loaded programs and what to measure them with.
 pub(super) struct Bench {
@@ -34,7 +33,11 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new(policies: u32) -> Result<Self> {
-        Ok(Self { programs: node::prepare(policies)?, wrapped: BTreeMap::new(), idle: Idle::new()? })
+        Self::of(node::prepare(policies)?)
+    }
+
+    pub(super) fn of(programs: Programs) -> Result<Self> {
+        Ok(Self { programs, wrapped: BTreeMap::new(), idle: Idle::new()? })
     }
 
     /// Cost of the last packet of a flow that has seen the others already.
@@ -46,17 +49,17 @@ impl Bench {
         }
         let frame = last.frame();
         for _ in 0..REPEATS {
-            let floor = self.programs.floor(&frame, REPEAT)?;
+            let floor = self.programs.floor(&frame, REPEAT)?.spent;
             let run = self.programs.run(program(*last), &frame, skb, REPEAT)?;
             ensure!(run.code == last.code(), "{last:?} gets {}", run.code);
-            samples.add(run.time, floor);
+            samples.add(run.spent, floor);
         }
         self.forget(*last, interface, &["EMBRYONIC", "ESTABLISHED"])
     }
 
-    /// Cost of the first packet of a flow.
-    pub(super) fn opening(&mut self, packet: Packet, interface: u32, samples: &mut Samples) -> Result<()> {
-        for _ in 0..OPENINGS {
+    /// Cost of the first packet of a flow, in so many rounds of flows.
+    pub(super) fn opening(&mut self, packet: Packet, interface: u32, rounds: usize, samples: &mut Samples) -> Result<()> {
+        for _ in 0..rounds {
             self.station(packet, interface, samples)?;
             self.forget(packet, interface, &["EMBRYONIC"])?;
         }
@@ -67,7 +70,7 @@ impl Bench {
     fn station(&mut self, packet: Packet, interface: u32, samples: &mut Samples) -> Result<()> {
         let floor = self.once("empty", packet, interface)?;
         samples.add(self.once(program(packet), packet, interface)?, floor);
-        self.programs.events();
+        self.programs.drain();
         Ok(())
     }
 
@@ -80,11 +83,11 @@ impl Bench {
         let frame = last.frame();
         let mut samples = Samples::default();
         for _ in 0..GROUP_REPEATS {
-            let floor = self.idle.run(&frame, Skb::default(), REPEAT)?.time;
+            let floor = self.idle.run(&frame, Skb::default(), REPEAT)?.spent;
             let run = self.programs.run(group_program(*last), &frame, Skb::default(), REPEAT)?;
             let expected = i32::from(last.peer == Peer::Friend);
             ensure!(run.code == expected, "{last:?} gets {} at the control group", run.code);
-            samples.add(run.time, floor);
+            samples.add(run.spent, floor);
         }
         samples.over()
     }
@@ -95,27 +98,32 @@ impl Bench {
         let frame = packet.frame();
         let mut samples = Samples::default();
         for _ in 0..GROUP_REPEATS {
-            let floor = self.idle.run(&frame, Skb::default(), REPEAT)?.time;
+            let floor = self.idle.run(&frame, Skb::default(), REPEAT)?.spent;
             let run = self.programs.run(program, &frame, Skb::default(), REPEAT)?;
             ensure!(run.code == 1, "a live pod's packet gets {}", run.code);
-            samples.add(run.time, floor);
+            samples.add(run.spent, floor);
         }
         samples.over()
     }
 
     /// Cost of each packet of a flow's life. The flows are gone afterwards.
     pub(super) fn life(&mut self, packets: &[Packet], interface: u32) -> Result<Vec<f64>> {
-        let tables: &[_] = if packets.len() == 1 { &["EMBRYONIC"] } else { &["EMBRYONIC", "ESTABLISHED", "ANSWERED"] };
         let mut costs = vec![Samples::default(); packets.len()];
-        for _ in 0..ROUNDS {
-            for (packet, samples) in packets.iter().zip(&mut costs) {
+        self.lives(packets, interface, ROUNDS, &mut costs)?;
+        costs.into_iter().map(Samples::over).collect()
+    }
+
+    /// The same, in so many rounds of flows.
+    pub(super) fn lives(&mut self, packets: &[Packet], interface: u32, rounds: usize, costs: &mut [Samples]) -> Result<()> {
+        for _ in 0..rounds {
+            for (packet, samples) in packets.iter().zip(&mut *costs) {
                 self.station(*packet, interface, samples)?;
             }
             if let Some(packet) = packets.first() {
-                self.forget(*packet, interface, tables)?;
+                self.forget(*packet, interface, &["EMBRYONIC", "ESTABLISHED", "ANSWERED"])?;
             }
         }
-        costs.into_iter().map(Samples::over).collect()
+        Ok(())
     }
 
     /// Cost of the first packet of a flow where the table is full, and another flow has to go.
@@ -128,7 +136,7 @@ impl Bench {
             packet.service = SERVICE + 1 + u16::try_from(round)?;
             let floor = self.once("empty", packet, interface)?;
             let run = self.once(program(packet), packet, interface)?;
-            self.programs.events();
+            self.programs.drain();
             if round >= filling {
                 samples.add(run, floor);
             }
@@ -144,16 +152,17 @@ impl Bench {
             let mut frame = packet.frame();
             let at = usize::from(packet.client_port());
             frame[at..at + 2].copy_from_slice(&client(run).to_be_bytes());
-            let floor = self.programs.floor(&frame, 1)?;
-            samples.add(self.programs.run(program(packet), &frame, skb, 1)?.time, floor);
+            let floor = self.programs.floor(&frame, 1)?.time;
+            let run = self.programs.run(program(packet), &frame, skb, 1)?.time;
+            samples.add(run.as_secs_f64() * 1e9, floor.as_secs_f64() * 1e9);
         }
-        self.programs.events();
+        self.programs.drain();
         self.forget(packet, interface, &["EMBRYONIC"])?;
         samples.over()
     }
 
-    /// One packet of every flow: mean time.
-    fn once(&mut self, program: &'static str, packet: Packet, interface: u32) -> Result<Duration> {
+    /// One packet of every flow: nanoseconds each.
+    fn once(&mut self, program: &'static str, packet: Packet, interface: u32) -> Result<f64> {
         let key = (program, packet.client_port());
         if !self.wrapped.contains_key(&key) {
             let made = self.programs.vary(program, key.1)?;
@@ -164,7 +173,7 @@ impl Bench {
         let outcome = wrapped.run(&packet.frame(), skb, FLOWS.into())?;
         let expected = if program == "empty" { -1 } else { packet.code() };
         ensure!(outcome.code == expected, "{program} says {} to {packet:?}", outcome.code);
-        Ok(outcome.time)
+        Ok(outcome.spent)
     }
 
     /// Removes the flows of a round.
@@ -201,25 +210,30 @@ fn group_program(packet: Packet) -> &'static str {
     if packet.direction == EGRESS { "cg_egress" } else { "cg_ingress" }
 }
 
-/// Times of a program, and of one that does nothing.
+/// Nanoseconds that a program takes, and those of one that does nothing.
 #[derive(Clone, Default)]
 pub(super) struct Samples {
-    runs: Vec<Duration>,
-    floors: Vec<Duration>,
+    runs: Vec<f64>,
+    floors: Vec<f64>,
 }
 
 impl Samples {
-    pub(super) fn add(&mut self, run: Duration, floor: Duration) {
+    pub(super) fn add(&mut self, run: f64, floor: f64) {
         self.runs.push(run);
         self.floors.push(floor);
     }
 
-    /// Nanoseconds of the one over the other.
+    /// Whole nanoseconds of the one over the other.
     pub(super) fn over(self) -> Result<f64> {
-        let quartile = |mut times: Vec<Duration>| {
-            times.sort_unstable();
-            times.get(times.len() / 4).map(Duration::as_secs_f64).context("nothing was measured")
+        self.exactly().map(f64::round)
+    }
+
+    /// Nanoseconds of the one over the other.
+    pub(super) fn exactly(self) -> Result<f64> {
+        let quartile = |mut times: Vec<f64>| {
+            times.sort_unstable_by(f64::total_cmp);
+            times.get(times.len() / 4).copied().context("nothing was measured")
         };
-        Ok(((quartile(self.runs)? - quartile(self.floors)?) * 1e9).round())
+        Ok(quartile(self.runs)? - quartile(self.floors)?)
     }
 }

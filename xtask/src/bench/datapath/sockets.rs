@@ -2,7 +2,7 @@
 //! this process.
 
 use std::net::UdpSocket;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use sekisho_lab::programs::{Group, Programs};
@@ -23,12 +23,13 @@ pub(super) fn added(programs: &mut Programs, group: &Group, program: &str, mut c
     samples.over()
 }
 
-fn mean(call: &mut impl FnMut() -> Result<()>) -> Result<Duration> {
+/// Nanoseconds of a call.
+fn mean(call: &mut impl FnMut() -> Result<()>) -> Result<f64> {
     let start = Instant::now();
     for _ in 0..CALLS {
         call()?;
     }
-    Ok(start.elapsed() / CALLS)
+    Ok(start.elapsed().as_secs_f64() * 1e9 / f64::from(CALLS))
 }
 
 /// Connects the same socket over and over: all but the first find it known.
