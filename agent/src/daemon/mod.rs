@@ -6,6 +6,7 @@
 
 mod control;
 mod kernel;
+mod lingering;
 mod logging;
 mod lookout;
 mod notices;

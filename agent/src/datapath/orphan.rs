@@ -18,7 +18,6 @@ use sekisho_core::layout::{self, CGROUP_ENDPOINT, address_flags, endpoint_flags}
 
 use super::Datapath;
 use super::attach::Finding;
-use super::cgroup::PodCgroup;
 use super::endpoint::{EndpointChange, Stranger, boundary};
 use super::follow::{Endpoint, Left};
 use super::netlink::Link;
@@ -133,7 +132,8 @@ impl Datapath {
             let gone = if number & CGROUP_ENDPOINT == 0 {
                 !links.contains(&number)
             } else {
-                entry.flags & endpoint_flags::HOST_NETWORK != 0 && self.all_found() || group.is_none_or(|id| known.contains(&id) || self.is_gone(id))
+                entry.flags & endpoint_flags::HOST_NETWORK != 0 && self.all_found()
+                    || group.is_none_or(|id| known.contains(&id) || self.is_gone(id))
             };
             if gone && let Err(error) = self.withdraw(number, group) {
                 tracing::warn!(%error, number, "a former endpoint could not be removed whole");
@@ -148,7 +148,8 @@ impl Datapath {
     /// Whether no live program of ours, or of a former layout, is at a control group any more.
     fn is_gone(&self, id: u64) -> bool {
         let here = self.attacher.check_cgroup(&self.programs, id);
-        !matches!(here, Ok(Finding::Good) | Err(_)) && !self.formers.iter().any(|former| self.attacher.former_links(&former.dir, 0, Some(id)))
+        !matches!(here, Ok(Finding::Good) | Err(_))
+            && !self.formers.iter().any(|former| self.attacher.former_links(&former.dir, 0, Some(id)))
     }
 
     /// Takes over from former layouts what no pod has claimed, so that those can go.
@@ -173,9 +174,4 @@ impl Datapath {
 pub(super) fn held(entry: &layout::Endpoint) -> impl Iterator<Item = IpAddr> {
     let count = usize::from(entry.address_count);
     entry.addresses.into_iter().take(count).map(|address| Ipv6Addr::from(address).to_canonical())
-}
-
-/// Whether a pod's group is known and alive.
-pub(super) fn has_group(endpoint: &Endpoint) -> bool {
-    endpoint.cgroup.as_ref().is_some_and(PodCgroup::alive)
 }

@@ -182,7 +182,11 @@ impl Datapath {
         let place = self.vacate(place, changes);
         let same = match &place {
             Place::Interface { ifindex, nsid, .. } => endpoint.ifindex() == Some(*ifindex) && (exists || endpoint.nsid == *nsid),
-            Place::Cgroup { .. } => endpoint.ifindex().is_none() && endpoint.watched.is_some() && endpoint.watched == endpoint.cgroup.as_ref().map(|cgroup| cgroup.id),
+            Place::Cgroup { .. } => {
+                endpoint.ifindex().is_none()
+                    && endpoint.watched.is_some()
+                    && endpoint.watched == endpoint.cgroup.as_ref().map(|cgroup| cgroup.id)
+            }
             Place::Unknown(_) => false,
         };
         if !same {
