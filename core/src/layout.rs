@@ -226,7 +226,10 @@ boundary! {
         pub sources: [Address; 4],
         /// Their masks, IPv4 ones beginning with 96 bits; an unused one is all ones.
         pub masks: [Address; 4],
-    } = 288;
+        /// Boottime from which programs have been attached to both directions of its interface; 0 = not yet. What began before
+        /// is no evidence that packets bypass the interface.
+        pub since_ns: u64,
+    } = 296;
 
     /// What the kernel keeps per endpoint, in `ENDPOINT_STATES`. Only the kernel writes it.
     pub struct EndpointState {
@@ -247,7 +250,7 @@ boundary! {
         pub answered_in: u64,
         /// Entries that the kernel removed from `answered`.
         pub answered_out: u64,
-        /// Packets that show that one direction passes by this hook unseen.
+        /// Flows that show that packets to the endpoint bypass its interface.
         pub one_way: u64,
         /// Flows whose start was not sent because the event budget was used up.
         pub summarised: u64,
@@ -257,7 +260,15 @@ boundary! {
         pub contact_head: u64,
         /// Closed flows of this endpoint that the kernel queued in `CLOSING`, less those that it took out.
         pub closing: u64,
-    } = 136;
+        /// Of `one_way`: SYN-ACKs of the endpoint to a SYN that was not seen. The others are ACKs to a SYN-ACK that was not seen.
+        pub one_way_answers: u64,
+        /// Remote address of the last packet in `one_way`.
+        pub one_way_remote: Address,
+        /// Its local and remote port.
+        pub one_way_ports: [u16; 2],
+        /// Zero.
+        pub one_way_pad: [u8; 4],
+    } = 168;
 
     /// What user space took out of an endpoint's tables, in `ENDPOINT_SWEPT`. Only user space writes it;
     /// an endpoint holds `in - out - swept` entries.
@@ -326,7 +337,11 @@ boundary! {
         pub denied_rate: u32,
         /// Burst of each.
         pub denied_burst: u32,
-    } = 56 + NEXT;
+        /// 1 = some endpoint is watched at its interface and at its control group.
+        pub paired: u32,
+        /// Padding.
+        pub pad: u32,
+    } = 64 + NEXT;
 
     /// Whether pods are held until their policy is in force, one entry.
     pub struct Hold {
@@ -489,7 +504,7 @@ boundary! {
         pub pad: u8,
         /// What the endpoint's state has more than its copy.
         pub state: EndpointState,
-    } = 216;
+    } = 248;
 
     /// The kernel's clocks read together, in the one entry of `CLOCK`.
     pub struct Clock {

@@ -4,7 +4,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use sekisho_core::counters;
-use sekisho_core::layout::{Config, FlowKey4, FlowKey6, mode, verdict};
+use sekisho_core::layout::{CGROUP_ENDPOINT, Config, EGRESS, FlowKey4, FlowKey6, INGRESS, mode, verdict};
 use sekisho_core::parse::{self, Fast, Window, protocol};
 use sekisho_core::tcp::{self, state};
 
@@ -34,6 +34,11 @@ pub(crate) trait Hook {
     fn endpoint(skb: Skb) -> Option<u32>;
     /// Whether another program of ours has met the packet at this hook already; asked only where there may be two.
     fn met(skb: Skb, endpoint: u32, direction: u8) -> bool;
+    /// Whether the endpoint's interface judges what passes in this direction, and this hook need not.
+    fn yields(endpoint: u32, direction: u8) -> bool;
+    /// Whether the packet has been judged and counted at the endpoint's interface; asked, and noted there, only where some
+    /// endpoint has both hooks.
+    fn counted(skb: Skb, endpoint: u32, direction: u8) -> bool;
     /// Memory for the slow path.
     fn scratch() -> Option<&'static mut Scratch>;
     /// Gives it back.
@@ -73,6 +78,19 @@ impl Hook for Tc {
     }
 
     #[inline(always)]
+    fn yields(_: u32, _: u8) -> bool {
+        false
+    }
+
+    /// The control block does not survive the way into the pod, `tc_index` does. It decides on nothing but counting: whoever
+    /// rules the pod's namespace can write it. What a pod sends loses what the pod may have written.
+    #[inline(always)]
+    fn counted(skb: Skb, endpoint: u32, direction: u8) -> bool {
+        skb.set_tc_index(if direction == INGRESS { stamp(endpoint) } else { 0 });
+        false
+    }
+
+    #[inline(always)]
     fn scratch() -> Option<&'static mut Scratch> {
         scratch::of_tc()
     }
@@ -99,6 +117,17 @@ impl Hook for Cgroup {
         false
     }
 
+    /// The number of an interface: that endpoint is watched at both, and all that it sends passes its interface.
+    #[inline(always)]
+    fn yields(endpoint: u32, direction: u8) -> bool {
+        direction == EGRESS && endpoint & CGROUP_ENDPOINT == 0
+    }
+
+    #[inline(always)]
+    fn counted(skb: Skb, endpoint: u32, _: u8) -> bool {
+        endpoint & CGROUP_ENDPOINT == 0 && skb.tc_index() == stamp(endpoint)
+    }
+
     #[inline(always)]
     fn scratch() -> Option<&'static mut Scratch> {
         scratch::claim()
@@ -110,8 +139,15 @@ impl Hook for Cgroup {
     }
 }
 
+/// What a packet bears in `tc_index` on its way from an endpoint's interface to its sockets. Never 0.
+#[inline(always)]
+fn stamp(endpoint: u32) -> u32 {
+    endpoint & 0x7fff | 0x8000
+}
+
 /// What the hit path needs of a packet.
 struct Hit {
+    counted: bool,
     direction: u8,
     epoch: u32,
     protocol: u8,
@@ -129,9 +165,13 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
         count(counters::NO_ENDPOINT);
         return Fate::Pass;
     };
+    if H::yields(endpoint, direction) {
+        return Fate::Pass;
+    }
     if config.settling == endpoint && H::met(skb, endpoint, direction) {
         return Fate::Pass;
     }
+    let counted = config.paired != 0 && H::counted(skb, endpoint, direction);
     let window = Direct::new(skb);
     let mut found = Found { entry: None, table: 0 };
     // One way into the slow path.
@@ -139,7 +179,7 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
         match H::version(&window) {
             4 => {
                 if let Some(fast) = parse::fast4(&window, H::LINK) {
-                    let hit = Hit::of(&fast, direction, config.epoch);
+                    let hit = Hit::of(&fast, direction, config.epoch, counted);
                     let (local, remote, local_port, remote_port) = sides(&fast, direction);
                     let key =
                         Key4 { endpoint, remote: u32::from_ne_bytes(remote), local_port, remote_port, protocol: u32::from(fast.protocol) };
@@ -162,7 +202,7 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
             }
             6 => {
                 if let Some(fast) = parse::fast6(&window, H::LINK) {
-                    let hit = Hit::of(&fast, direction, config.epoch);
+                    let hit = Hit::of(&fast, direction, config.epoch, counted);
                     let (local, remote, local_port, remote_port) = sides(&fast, direction);
                     let key = Key6 { remote: words(&remote), endpoint, local_port, remote_port, protocol: u32::from(fast.protocol) };
                     let known = known::<V6>(skb, key.as_key(), &hit, |entry| equal(&entry.local, &local));
@@ -187,6 +227,7 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
     scratch.endpoint = endpoint;
     scratch.direction = direction;
     scratch.link = H::LINK as u8;
+    scratch.met = u8::from(counted);
     scratch.table = found.table;
     let slot = scratch.slot;
     let fate = answer(slow::packet(skb.0, slot, tables::pointer(found.entry)));
@@ -206,15 +247,15 @@ fn crowded(config: &Config) -> Fate {
 
 impl Hit {
     #[inline(always)]
-    fn of<const N: usize>(fast: &Fast<N>, direction: u8, epoch: u32) -> Self {
-        Self { direction, epoch, protocol: fast.protocol, flags: fast.tcp_flags, total: fast.total, headers: fast.headers }
+    fn of<const N: usize>(fast: &Fast<N>, direction: u8, epoch: u32, counted: bool) -> Self {
+        Self { counted, direction, epoch, protocol: fast.protocol, flags: fast.tcp_flags, total: fast.total, headers: fast.headers }
     }
 }
 
 /// `(local, remote, local port, remote port)`.
 #[inline(always)]
 fn sides<const N: usize>(fast: &Fast<N>, direction: u8) -> ([u8; N], [u8; N], u16, u16) {
-    if direction == sekisho_core::layout::INGRESS {
+    if direction == INGRESS {
         (fast.destination, fast.source, fast.destination_port, fast.source_port)
     } else {
         (fast.source, fast.destination, fast.source_port, fast.destination_port)
@@ -292,8 +333,10 @@ fn known<F: Family>(skb: Skb, key: &F::Key, hit: &Hit, local: impl Fn(Entry) -> 
         if !quiet || entry.epoch != hit.epoch || !local(entry) {
             return Err(Found { entry: Some(entry), table: table::ESTABLISHED });
         }
-        let (segments, bytes) = skb.measure(hit.total, hit.headers);
-        entry.count(entry.side(hit.direction), segments, bytes, hit.flags, jiffies());
+        if !hit.counted {
+            let (segments, bytes) = skb.measure(hit.total, hit.headers);
+            entry.count(entry.side(hit.direction), segments, bytes, hit.flags, jiffies());
+        }
         return Ok(Fate::Pass);
     }
     let (entry, table) = if let Some(entry) = F::find(key, table::ANSWERED) {
@@ -308,8 +351,10 @@ fn known<F: Family>(skb: Skb, key: &F::Key, hit: &Hit, local: impl Fn(Entry) -> 
     if entry.epoch != hit.epoch || !local(entry) || (side == 1 && table != table::ANSWERED) {
         return Err(Found { entry: Some(entry), table });
     }
-    let (segments, bytes) = skb.measure(hit.total, hit.headers);
-    entry.count(side, segments, bytes, 0, jiffies());
+    if !hit.counted {
+        let (segments, bytes) = skb.measure(hit.total, hit.headers);
+        entry.count(side, segments, bytes, 0, jiffies());
+    }
     if entry.verdict == verdict::DENIED {
         count(counters::DROPPED);
         return Ok(Fate::Drop);

@@ -119,6 +119,15 @@ impl Skb {
         gso_segs,
         /// Payload per segment; 0 = one segment.
         gso_size,
+        /// A number that survives the way through a veth.
+        tc_index,
+    }
+
+    /// Writes it.
+    #[inline(always)]
+    pub(crate) fn set_tc_index(self, number: u32) {
+        // SAFETY: the context is valid; the verifier rewrites the access.
+        unsafe { (&raw mut (*self.0).tc_index).write_volatile(number) };
     }
 
     /// The last words of the control block, which programs of one hook share.

@@ -60,6 +60,7 @@ fn add_state(merge: &Merge) -> bool {
     add(&mut state.answered_in, more.answered_in);
     add(&mut state.answered_out, more.answered_out);
     add(&mut state.one_way, more.one_way);
+    add(&mut state.one_way_answers, more.one_way_answers);
     add(&mut state.summarised, more.summarised);
     add(&mut state.packets[0], more.packets[0]);
     add(&mut state.packets[1], more.packets[1]);

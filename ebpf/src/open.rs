@@ -47,6 +47,7 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
     if scratch.task == task::AGAIN {
         return change::packet(slot, tables::pointer(found));
     }
+    answer_alone(scratch);
     if scratch.state == state::RESET {
         return lone_reset(scratch);
     }
@@ -287,9 +288,6 @@ fn opening(scratch: &mut Scratch) {
             scratch.state = state::RESET;
         }
         First::Accept => {
-            if direction == EGRESS {
-                answer_alone(scratch);
-            }
             scratch.opened = 1 - (direction & 1);
             scratch.state = state::SYN_RECEIVED;
         }
@@ -301,13 +299,21 @@ fn opening(scratch: &mut Scratch) {
     }
 }
 
-/// The pod answers what this hook did not see come in. Where next to nothing comes in, that is evidence.
+/// Time after the attachment in which a SYN-ACK may answer a SYN from before.
+const HANDSHAKE_NS: u64 = 1_000_000_000;
+
+/// The pod answers what this hook did not see come in. Where next to nothing comes in, that is evidence. After the verdict, which
+/// does not matter: a pod that policy closes is bypassed as well.
 #[inline(always)]
 fn answer_alone(scratch: &mut Scratch) {
+    if scratch.direction != EGRESS || scratch.opened != INGRESS || scratch.state != state::SYN_RECEIVED {
+        return;
+    }
     if let Some(state) = tables::state(scratch.index)
         && state.packets[1] <= state.packets[0] / 16
     {
-        one_way(scratch);
+        let began = emit::clock(scratch).saturating_sub(HANDSHAKE_NS);
+        one_way(scratch, began, true);
     }
 }
 

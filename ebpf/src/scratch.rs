@@ -76,8 +76,10 @@ pub(crate) struct Scratch {
     pub(crate) opened: u8,
     /// The state a new flow starts in.
     pub(crate) state: u8,
+    /// 1 = the packet has been counted at the endpoint's interface.
+    pub(crate) met: u8,
     /// Zero.
-    pub(crate) pad: [u8; 4],
+    pub(crate) pad: [u8; 3],
     /// Wire segments.
     pub(crate) segments: u64,
     /// IP bytes.

@@ -12,7 +12,7 @@ use crate::budget::config;
 use crate::diagnose::diagnose;
 use crate::emit::{self, count};
 use crate::hot::equal;
-use crate::kernel::{Skb, add, jiffies};
+use crate::kernel::{Skb, add, copy16, jiffies};
 use crate::maps::FRAGMENTS;
 use crate::promote::promote;
 use crate::scratch::{self, Scratch, task};
@@ -188,7 +188,7 @@ pub(crate) fn is_tcp(scratch: &Scratch) -> bool {
 #[inline(always)]
 fn flow(ctx: *mut __sk_buff, slot: u32, mut found: Option<Entry>) -> u32 {
     let Some(scratch) = scratch::at(slot) else { return PASS };
-    scratch.counted = 0;
+    scratch.counted = scratch.met;
     if found.is_none() && !(is_tcp(scratch) && tcp::opens(scratch.packet.tcp_flags)) {
         found = moved(scratch);
     }
@@ -322,7 +322,8 @@ fn step(scratch: &mut Scratch, entry: Entry, reply: bool) -> u32 {
             && entry.opened == EGRESS
             && entry.packets[1] == 0
         {
-            one_way(scratch);
+            let began = entry.start_ns;
+            one_way(scratch, began, false);
         }
         return PASS;
     }
@@ -343,12 +344,27 @@ fn step(scratch: &mut Scratch, entry: Entry, reply: bool) -> u32 {
     PASS
 }
 
-/// Evidence that one direction passes by this hook unseen.
+/// Evidence that packets to the endpoint bypass its interface: it replied (`answer`: with a SYN-ACK) in a connection that began at
+/// `began_ns`, to a packet that was not seen. What may have passed before programs were attached to both directions is no
+/// evidence, nor is a packet with another cause to be denied. A pod can forge all of this, so nothing may be opened because of it.
 #[inline(always)]
-pub(crate) fn one_way(scratch: &mut Scratch) {
-    if let Some(endpoint) = tables::endpoint(scratch.endpoint)
-        && let Some(state) = tables::state(endpoint.index)
-    {
-        add(&mut state.one_way, 1);
+pub(crate) fn one_way(scratch: &mut Scratch, began_ns: u64, answer: bool) {
+    let Some(endpoint) = tables::endpoint(scratch.endpoint) else { return };
+    let since = endpoint.since_ns;
+    if scratch.link == 0 || scratch.cause != 0 || since == 0 || began_ns < since {
+        return;
     }
+    let Some(state) = tables::state(endpoint.index) else { return };
+    let ends = &scratch.ends;
+    let ports = [ends.local_port, ends.remote_port];
+    // A connection counts once, however often it repeats itself.
+    if state.one_way_ports == ports && equal(&state.one_way_remote, &ends.remote) {
+        return;
+    }
+    state.one_way_ports = ports;
+    copy16(&mut state.one_way_remote, &ends.remote);
+    if answer {
+        add(&mut state.one_way_answers, 1);
+    }
+    add(&mut state.one_way, 1);
 }

@@ -7,6 +7,7 @@
 mod control;
 mod idle;
 mod kernel;
+mod lingering;
 mod logging;
 mod lookout;
 mod notices;

@@ -32,8 +32,9 @@ impl Pump {
     /// Takes the snapshot over: local pods, policy, identities. Tells whether all pods were looked at.
     pub(super) fn take_snapshot(&mut self) -> bool {
         self.synced = true;
-        self.local = self.local_pods(&self.snapshot).cloned().collect();
-        let look = self.reconcile();
+        let local = self.local_pods(&self.base).cloned().collect();
+        let former = std::mem::replace(&mut self.local, local);
+        let look = self.reconcile(former);
         self.compile();
         look.whole
     }
@@ -46,7 +47,7 @@ impl Pump {
 
     /// Looks whether pods, interfaces or addresses of this node have come or gone. Tells whether all pods were looked at.
     pub(super) fn look_for_pods(&mut self) -> bool {
-        let look = self.reconcile();
+        let look = self.reconcile(Vec::new());
         let moved = look.whole && self.node_moved();
         if !look.changes.is_empty() || moved || self.retry.is_some_and(|at| Instant::now() >= at) {
             self.compile();
@@ -62,7 +63,8 @@ impl Pump {
         moved
     }
 
-    fn reconcile(&mut self) -> Look {
+    /// Looks for the local pods; `former` ones may linger.
+    fn reconcile(&mut self, former: Vec<Arc<Pod>>) -> Look {
         let look = self.datapath.reconcile(&self.local);
         for change in &look.changes {
             let pod = self.pod_text(&change.uid);
@@ -75,12 +77,7 @@ impl Pump {
                 ChangeKind::Changed => info!("{pod}: changed"),
             }
         }
-        self.known = self
-            .datapath
-            .endpoints()
-            .filter(|e| !e.addresses.is_empty() && !e.host_network)
-            .map(|e| (e.uid.clone(), e.addresses.clone()))
-            .collect();
+        self.keep_lingering(former);
         look
     }
 
@@ -142,7 +139,7 @@ impl Pump {
     /// Tells the engine where pods are attached now.
     pub(super) fn tell_endpoints(&mut self) {
         for endpoint in self.datapath.endpoints().filter(|e| e.number != 0) {
-            let Some(pod) = self.local.iter().find(|p| p.uid == endpoint.uid) else { continue };
+            let Some(pod) = self.here(&endpoint.uid) else { continue };
             let view = EndpointView {
                 index: endpoint.index,
                 instance: crate::policy::Instances::pod(&self.journal, &pod.uid),

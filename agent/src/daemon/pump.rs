@@ -34,7 +34,12 @@ pub(super) struct Pump {
     /// The lookout has seen something since the last look.
     woken: bool,
     pub(super) source: Source,
+    /// What the source says.
+    pub(super) base: Arc<Snapshot>,
+    /// The same with lingering pods.
     pub(super) snapshot: Arc<Snapshot>,
+    /// Pods of this node that the source does not name any more, and that are still at work.
+    pub(super) lingering: Vec<Arc<Pod>>,
     /// A snapshot has been taken over.
     pub(super) synced: bool,
     /// What rests of changes far away.
@@ -109,7 +114,9 @@ impl Pump {
         engine.tally_mut().begin(&counters);
         engine.adopt_summarised(&datapath.summarised());
         let mut pump = Self {
+            base: source.current(),
             snapshot: source.current(),
+            lingering: Vec::new(),
             synced: false,
             rest: Rest::default(),
             args: args.clone(),
@@ -235,10 +242,10 @@ impl Pump {
     }
 
     fn look_for_changes(&mut self, timers: &mut Timers, instant: Instant) {
-        let next = Some(self.source.current()).filter(|s| s.generation != self.snapshot.generation && self.may_take(s, instant));
+        let next = Some(self.source.current()).filter(|s| s.generation != self.base.generation && self.may_take(s, instant));
         let news = std::mem::take(&mut self.woken) || next.is_some();
         let whole = if let Some(next) = next {
-            self.snapshot = next;
+            self.base = next;
             let before = processor_time();
             let whole = self.take_snapshot();
             self.rest_from(Instant::now(), processor_time().saturating_sub(before));
@@ -312,15 +319,12 @@ impl Pump {
         let check = self.datapath.check();
         let changed = !check.events.is_empty();
         for event in check.events {
-            if let Some(number) = event.former {
-                self.engine.on_endpoint_gone(number);
-            }
             warn!(interface = event.interface.as_deref(), "{}: {}", self.pod_text(&event.uid), event.message);
             let coverage = proto::Coverage {
                 event: event.event.to_owned(),
-                pod: self.local.iter().find(|p| p.uid == event.uid).map(|p| super::status::pod(p)),
+                pod: self.here(&event.uid).map(|p| super::status::pod(p)),
                 interface: event.interface.as_deref().map(str::to_owned),
-                attach: event.attach.name().to_owned(),
+                attach: event.attach.to_owned(),
                 message: event.message,
             };
             self.engine.push(Body::Coverage(Arc::new(coverage)));
@@ -335,8 +339,7 @@ impl Pump {
 
     /// The pod by name where it is known.
     pub(super) fn pod_text(&self, uid: &str) -> String {
-        let pod = self.local.iter().find(|p| *p.uid == *uid);
-        pod.map_or_else(|| format!("pod {uid}"), |p| format!("{}/{}", p.namespace, p.name))
+        self.here(uid).map_or_else(|| format!("pod {uid}"), |p| format!("{}/{}", p.namespace, p.name))
     }
 
     pub(super) fn tell_ready(&self) {

@@ -50,7 +50,7 @@ impl Pump {
         if !self.synced || self.rest.until.is_none_or(|until| instant >= until) {
             return true;
         }
-        let before = &self.snapshot;
+        let before = &self.base;
         if self.rest.resting != next.generation {
             let same = Arc::ptr_eq(&before.policies, &next.policies)
                 && (Arc::ptr_eq(&before.namespaces, &next.namespaces) || before.namespaces == next.namespaces)

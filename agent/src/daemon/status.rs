@@ -59,7 +59,13 @@ impl Pump {
             started: Some(flow::timestamp(self.started_ns)),
             tc_backend: self.datapath.backend_name().to_owned(),
             pin_dir: self.args.pin_dir.display().to_string(),
-            endpoints: self.local.iter().map(|pod| self.endpoint_status(pod)).collect(),
+            endpoints: self
+                .local
+                .iter()
+                .chain(&self.lingering)
+                .map(|pod| self.endpoint_status(pod))
+                .chain(self.stranger_status())
+                .collect(),
             maps: maps.collect(),
             ledger: Some(ledger),
             refused: self.snapshot.refused.clone(),
@@ -87,13 +93,13 @@ impl Pump {
             pod: Some(self::pod(pod)),
             ips: ips.iter().map(IpAddr::to_string).collect(),
             interface: endpoint.interface.as_deref().map(str::to_owned),
-            attach: endpoint.attach.name().to_owned(),
+            attach: endpoint.attach_name().to_owned(),
             set: endpoint.set,
             isolated_ingress: endpoint.isolated[usize::from(INGRESS)],
             isolated_egress: endpoint.isolated[usize::from(EGRESS)],
             coverage: endpoint.coverage.name().to_owned(),
             ready: endpoint.ready,
-            message: endpoint.message.clone(),
+            message: endpoint.remarks(),
             host_network: pod.host_network,
         }
     }

@@ -9,6 +9,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use sekisho_core::layout::CGROUP_ENDPOINT;
+
 use super::bpf::{self, attach_type};
 use super::cgroup::PodCgroup;
 use super::filters::{self, Hook};
@@ -139,7 +141,8 @@ impl Attacher {
 
     /// Whether the layout in `dir` still holds a link of this endpoint.
     pub(super) fn former_links(&self, dir: &Path, number: u32, cgroup: Option<u64>) -> bool {
-        let name = cgroup.map_or_else(|| tcx_pin(number, &SIDES[0]), |id| cgroup_pin(id, &SIDES[0]));
+        let interface = number != 0 && number & CGROUP_ENDPOINT == 0;
+        let name = cgroup.filter(|_| !interface).map_or_else(|| tcx_pin(number, &SIDES[0]), |id| cgroup_pin(id, &SIDES[0]));
         let links = dir.join("links");
         self.former.contains(&links) && links.join(name).exists()
     }
@@ -202,6 +205,14 @@ impl Attacher {
             )?;
         }
         Ok(())
+    }
+
+    /// Takes over the links on a control group of which only the id is known.
+    pub(super) fn take_group(&self, programs: &Programs, id: u64) -> io::Result<()> {
+        SIDES.iter().try_for_each(|side| {
+            let gone = || Err(io::Error::other("the group is gone"));
+            self.link(&cgroup_pin(id, side), &programs[side.cgroup], |info| info.ifindex != 0, gone)
+        })
     }
 
     /// Attaches what holds new pods to the group that contains them all.

@@ -1,9 +1,12 @@
 //! Proof that what should be seen is seen: programs attached, first, ours; no direction that passes by.
 
 use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use sekisho_core::layout::EndpointState;
 
 use super::Datapath;
 use super::attach::{Attacher, Backend, Finding, cgroup_of, interface_of};
@@ -13,6 +16,8 @@ use super::follow::Endpoint;
 
 /// How long one step of a check takes: a pod that comes meanwhile waits for it.
 const STEP: Duration = Duration::from_millis(1);
+/// Connections that must show that packets bypass an interface.
+const EVIDENCE: u64 = 3;
 
 /// One step of a check.
 #[derive(Debug)]
@@ -55,10 +60,12 @@ impl Datapath {
 
     fn check_hooks(&mut self, endpoint: &mut Endpoint, events: &mut Vec<CoverageEvent>) {
         let backend = if endpoint.info.attach == Attach::Clsact { Backend::Clsact } else { Backend::Tcx };
-        let finding = match (endpoint.ifindex(), &endpoint.cgroup) {
+        let group = endpoint.watched.map_or(Ok(Finding::Good), |id| self.attacher.check_cgroup(&self.programs, id));
+        let finding = match (endpoint.ifindex(), group) {
+            // Whether the group is still there is looked at with the evidence.
+            (Some(_), Ok(Finding::Missing)) if endpoint.cgroup.as_ref().is_some_and(PodCgroup::alive) => Ok(Finding::Missing),
             (Some(ifindex), _) => Attacher::check_interface(&mut self.netlink, &self.programs, ifindex, backend),
-            (None, Some(cgroup)) => self.attacher.check_cgroup(&self.programs, cgroup.id),
-            (None, None) => return,
+            (None, group) => group,
         };
         let problem = match finding {
             // Of an interface that went away the next reconciliation says so.
@@ -75,6 +82,7 @@ impl Datapath {
         let event = match self.attach(endpoint) {
             Ok(attach) => {
                 endpoint.info.attach = attach;
+                self.stands(endpoint);
                 event(endpoint, "reattached", format!("{problem}; it is attached again"))
             }
             Err(error) => {
@@ -87,63 +95,62 @@ impl Datapath {
         events.push(event);
     }
 
-    /// Evidence that one direction passes by: watch the control group instead, or say so.
-    fn check_evidence(&mut self, endpoint: &mut Endpoint, events: &mut Vec<CoverageEvent>) {
-        let Ok(Some(state)) = self.maps.states.get(&endpoint.info.index) else { return };
-        let fresh = state.one_way > endpoint.one_way;
-        endpoint.one_way = state.one_way;
-        if !fresh || endpoint.ifindex().is_none() || endpoint.info.coverage == Coverage::OneWay {
+    /// Programs are attached to both directions of an endpoint: from now on packets are evidence of others that were not seen.
+    pub(super) fn stands(&mut self, endpoint: &mut Endpoint) {
+        if endpoint.ifindex().is_none() {
             return;
         }
-        if endpoint.cgroup.as_ref().is_some_and(PodCgroup::alive) {
-            match self.switch_to_cgroup(endpoint) {
-                Ok(former) => {
-                    let message = "replies pass by its interface unseen; it is watched at its control group now".into();
-                    return events.push(CoverageEvent { former: Some(former), ..event(endpoint, "switched", message) });
-                }
-                Err(error) => tracing::warn!(%error, "an endpoint could not be switched to its control group"),
-            }
+        endpoint.one_way = self.maps.states.get(&endpoint.info.index).ok().flatten().map_or(0, |state| state.one_way);
+        endpoint.since_ns = self.clock().boot_ns;
+        let Some(entry) = &mut endpoint.written else { return };
+        entry.since_ns = endpoint.since_ns;
+        // No new epoch: it changes no verdict.
+        if let Err(error) = self.maps.endpoints.put(&endpoint.info.number, entry) {
+            tracing::warn!(%error, "an endpoint could not be written");
         }
-        endpoint.info.coverage = Coverage::OneWay;
-        endpoint.info.message = Some(
-            "one_way: one direction of its traffic passes by its interface unseen, and it has no control group to watch instead".into(),
-        );
-        events.push(event(endpoint, "one_way", "one direction of its traffic passes by its interface unseen".into()));
     }
 
-    /// The cgroup hooks first, then the interface goes: for a moment both judge, never none. Tells the number it had.
-    fn switch_to_cgroup(&mut self, endpoint: &mut Endpoint) -> std::io::Result<u32> {
-        let former = endpoint.info.number;
-        let index = self.slots.cgroup(super::sizes::ENDPOINTS).ok_or_else(|| std::io::Error::other("no slot is free"))?;
-        let number = sekisho_core::layout::CGROUP_ENDPOINT | index;
-        let before = (endpoint.info.clone(), endpoint.written);
-        endpoint.info.number = number;
-        endpoint.info.index = index;
-        endpoint.info.interface = None;
-        match self.watch_at_cgroup(endpoint) {
-            Ok(attach) => endpoint.info.attach = attach,
-            Err(error) => {
-                (endpoint.info, endpoint.written) = before;
-                self.withdraw(number, endpoint.cgroup.as_ref().map(|cgroup| cgroup.id))?;
-                return Err(error);
-            }
+    /// Evidence that packets to an endpoint bypass its interface: its control group is watched as well. The interface is never left
+    /// for it, because the pod can forge all evidence.
+    fn check_evidence(&mut self, endpoint: &mut Endpoint, events: &mut Vec<CoverageEvent>) {
+        if endpoint.ifindex().is_none() || (endpoint.blind && !self.is_astray(endpoint)) {
+            return;
         }
-        endpoint.info.message = Some("its interface does not see both directions; it is watched at its control group".into());
-        endpoint.watched = endpoint.cgroup.as_ref().map(|cgroup| cgroup.id);
+        let Ok(Some(state)) = self.maps.states.get(&endpoint.info.index) else { return };
+        if !endpoint.blind && state.one_way.wrapping_sub(endpoint.one_way) < EVIDENCE {
+            return;
+        }
         endpoint.blind = true;
-        endpoint.one_way = 0;
-        self.withdraw(former, None).map(|()| former)
+        endpoint.info.evidence = Some(evidence(&state));
+        if let Some(id) = endpoint.watched.take()
+            && let Err(error) = self.leave_group(id)
+        {
+            tracing::debug!(%error, "programs could not be taken off a control group that is gone");
+        }
+        endpoint.info.paired = false;
+        if let Some(group) = endpoint.cgroup.clone().filter(PodCgroup::alive) {
+            match self.attach_group(&group, endpoint.info.number) {
+                Ok(()) => {
+                    endpoint.watched = Some(group.id);
+                    endpoint.info.paired = true;
+                    endpoint.info.coverage = Coverage::Full;
+                    let message = "packets to it bypass its interface; its control group is watched as well";
+                    return events.push(event(endpoint, "attached", said(message, endpoint)));
+                }
+                Err(error) => tracing::warn!(%error, "programs could not be attached to an endpoint's control group"),
+            }
+        }
+        if endpoint.info.coverage != Coverage::OneWay {
+            endpoint.info.coverage = Coverage::OneWay;
+            let message = "packets to it bypass its interface, and it has no control group to watch as well";
+            events.push(event(endpoint, "one_way", said(message, endpoint)));
+        }
     }
 
-    /// Clears the slot and writes the entry of an endpoint that has a new number, then attaches it.
-    fn watch_at_cgroup(&mut self, endpoint: &mut Endpoint) -> std::io::Result<Attach> {
-        let index = endpoint.info.index;
-        self.clear_slot(index)?;
-        if let Some(entry) = &mut endpoint.written {
-            entry.index = index;
-            self.maps.endpoints.put(&endpoint.info.number, entry)?;
-        }
-        self.attach(endpoint)
+    /// Whether an endpoint whose control group is to be watched as well has one that is not.
+    fn is_astray(&self, endpoint: &Endpoint) -> bool {
+        let group = endpoint.cgroup.as_ref().filter(|group| group.alive()).map(|group| group.id);
+        endpoint.watched != group || (endpoint.info.coverage == Coverage::OneWay && group.is_some())
     }
 
     /// Removes what nobody needs any more: links of devices that are gone, and former layouts once all is attached here.
@@ -160,19 +167,46 @@ impl Datapath {
         }
         // What does not hold any more is attached again at the next look.
         self.holding.roots.retain(|root, _| self.attacher.holds(*root));
-        if self.has_settled() && self.formers.iter().any(|former| !former.done) {
+        if self.may_settle()
+            && let Err(error) = self.adopt_strangers()
+        {
+            tracing::warn!(%error, "what no pod claims could not be taken over from a former layout");
+        }
+        if self.has_settled() {
             self.finish_migration();
         }
     }
 
-    /// Whether nothing is left to former layouts: what they attached is attached here, or belongs to no pod. A pod that has not
-    /// been found holds this up only while it may be whom an unclaimed endpoint belongs to.
+    /// Whether every pod that has been found is attached here, and a former layout is still there.
+    fn may_settle(&self) -> bool {
+        self.applied_once
+            && self.formers.iter().any(|former| !former.done)
+            && self.endpoints.values().all(|endpoint| endpoint.info.ready || !endpoint.found())
+    }
+
+    /// Whether nothing is left to former layouts: what they attached is attached here, whether a pod claims it or not.
     fn has_settled(&self) -> bool {
         let claimed: HashSet<u32> = self.endpoints.values().map(|endpoint| endpoint.info.number).collect();
-        self.applied_once
-            && self.endpoints.values().all(|endpoint| endpoint.info.ready || !endpoint.found())
-            && self.slots.numbers().all(|(number, _)| claimed.contains(&number))
+        let is_here = |number: u32| claimed.contains(&number) || self.maps.endpoints.get(&number).is_ok_and(|entry| entry.is_some());
+        self.may_settle() && self.slots.numbers().all(|(number, _)| is_here(number))
     }
+}
+
+/// What was found and which packets show it.
+fn said(message: &str, endpoint: &Endpoint) -> String {
+    endpoint.info.evidence.as_ref().map_or_else(|| message.to_owned(), |evidence| format!("{message}: {evidence}"))
+}
+
+/// Which packets show that others bypass an interface.
+pub(super) fn evidence(state: &EndpointState) -> String {
+    let remote = IpAddr::from(state.one_way_remote).to_canonical();
+    let [local_port, remote_port] = state.one_way_ports;
+    format!(
+        "one_way: {} SYN-ACKs without a SYN, {} ACKs without a SYN-ACK; the last from port {local_port} to {}",
+        state.one_way_answers,
+        state.one_way.saturating_sub(state.one_way_answers),
+        SocketAddr::new(remote, remote_port),
+    )
 }
 
 fn event(endpoint: &Endpoint, event: &'static str, message: String) -> CoverageEvent {
@@ -180,9 +214,8 @@ fn event(endpoint: &Endpoint, event: &'static str, message: String) -> CoverageE
     CoverageEvent {
         uid: Arc::clone(&info.uid),
         number: info.number,
-        former: None,
         event,
-        attach: info.attach,
+        attach: info.attach_name(),
         interface: info.interface.clone(),
         message,
     }

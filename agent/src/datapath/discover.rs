@@ -10,8 +10,11 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 
+use sekisho_core::layout;
+
 use super::cgroup::PodCgroup;
 use super::netlink::{Held, Link, Netlink};
+use super::orphan::held;
 use crate::inventory::Pod;
 
 /// Where a pod can be watched.
@@ -53,9 +56,14 @@ pub(super) struct Surroundings<'a> {
     own_netns: Option<u64>,
 }
 
-/// Kinds of interfaces that end in a pod.
+/// Kinds of interfaces that end in a pod. Programs read Ethernet headers, which others do not have (netkit in mode `l3`).
 fn ends_in_pod(link: &Link) -> bool {
-    matches!(link.kind.as_deref(), Some("veth" | "netkit"))
+    link.ethernet && matches!(link.kind.as_deref(), Some("veth" | "netkit"))
+}
+
+/// Kinds of interfaces that lead nowhere but into the namespace they are in, or to a program there.
+fn leads_nowhere(link: &Link) -> bool {
+    matches!(link.kind.as_deref(), Some("dummy" | "bridge" | "tun"))
 }
 
 impl<'a> Surroundings<'a> {
@@ -81,6 +89,19 @@ impl<'a> Surroundings<'a> {
         self.links.iter().find(|link| link.index == ifindex).map_or(!self.complete, |link| nsid.is_none() || link.nsid == nsid)
     }
 
+    /// Whether the interface is still there, wherever it leads. An index may be given again, its name hardly with it.
+    pub(super) fn exists(&self, ifindex: u32, name: Option<&str>) -> bool {
+        let found = self.links.iter().find(|link| link.index == ifindex);
+        found.map_or(!self.complete, |link| name.is_none_or(|name| link.name == name))
+    }
+
+    /// The interface that a former agent watched for the addresses of a pod that cannot be found otherwise.
+    pub(super) fn inherited(&self, pod: &Pod, unclaimed: &[(u32, layout::Endpoint)]) -> Option<Place> {
+        let (ifindex, _) = unclaimed.iter().find(|(_, entry)| held(entry).any(|address| pod.ips.contains(&address)))?;
+        let link = self.links.iter().find(|link| link.index == *ifindex && ends_in_pod(link))?;
+        Some(bare(link, pod))
+    }
+
     /// Interfaces that lead into namespaces.
     pub(super) fn ends(&self) -> Vec<u32> {
         self.links.iter().filter(|link| link.nsid.is_some() && ends_in_pod(link)).map(|link| link.index).collect()
@@ -100,14 +121,10 @@ impl<'a> Surroundings<'a> {
             return self.interface_in(nsid, pod, cgroup.is_some());
         }
         if let Some(link) = self.routed_to(&pod.ips) {
-            return Place::Interface {
-                ifindex: link.index,
-                name: link.name,
-                nsid: link.nsid,
-                addresses: pod.ips.clone(),
-                mac: None,
-                others: Vec::new(),
-            };
+            if !link.ethernet {
+                return without_ethernet(&link);
+            }
+            return bare(&link, pod);
         }
         match cgroup.filter(|cgroup| self.lives_elsewhere(cgroup)) {
             Some(_) => Place::Cgroup { addresses: pod.ips.clone(), because: Some("no veth of the node leads into its namespace".into()) },
@@ -181,15 +198,36 @@ impl<'a> Surroundings<'a> {
             candidates.iter().filter(|link| !elsewhere && !on(link).is_empty()).min_by_key(|link| link.peer)
         });
         let Some(link) = chosen else {
-            if candidates.is_empty() || held.iter().any(|held| pod.ips.contains(&held.address)) {
-                return without_interface(pod, &held, has_cgroup);
-            }
-            return Place::Unknown("its interface has no address yet".into());
+            return self.interface_without_address(nsid, pod, &candidates, &held, has_cgroup);
         };
         let others =
             candidates.iter().filter(|other| other.index != link.index && !on(other).is_empty()).map(|other| other.name.clone()).collect();
         let mac = self.mac_behind(link.index, nsid);
         Place::Interface { ifindex: link.index, name: link.name.clone(), nsid: Some(nsid), addresses: on(link), mac, others }
+    }
+
+    /// None of the interfaces into a pod's namespace holds its addresses: a virtual machine behind a bridge may have them, or a
+    /// device inside. Then the one is meant to which the node's routes lead, or the only one there is.
+    fn interface_without_address(&mut self, nsid: i32, pod: &Pod, candidates: &[Link], held: &[Held], has_cgroup: bool) -> Place {
+        if let Some(link) = self.routed_to(&pod.ips) {
+            if !link.ethernet && link.kind.as_deref() == Some("tun") {
+                return without_ethernet(&link);
+            }
+            if candidates.contains(&link) || candidates.is_empty() && ends_in_pod(&link) {
+                return bare(&link, pod);
+            }
+        }
+        let holder = held.iter().find(|held| pod.ips.contains(&held.address)).map(|held| held.ifindex);
+        match (candidates, holder) {
+            ([], _) => without_interface(pod, held, has_cgroup),
+            (_, None) if pod.ips.is_empty() => Place::Unknown("its interface has no address yet".into()),
+            ([only], None) => bare(only, pod),
+            ([only], Some(holder)) if self.netlink.link(holder, nsid).ok().flatten().is_some_and(|link| leads_nowhere(&link)) => {
+                bare(only, pod)
+            }
+            (_, Some(_)) => without_interface(pod, held, has_cgroup),
+            (_, None) => Place::Unknown("several interfaces lead into its namespace, and none is known to carry its addresses".into()),
+        }
     }
 
     /// The interface behind which an address lies by a host route, or by a bridge's table.
@@ -209,6 +247,22 @@ impl<'a> Surroundings<'a> {
             (ends_in_pod(&port) || port.kind.as_deref() == Some("tun")).then_some(port)
         })
     }
+}
+
+/// An interface that holds no address of the pod, which are those that its status names.
+fn bare(link: &Link, pod: &Pod) -> Place {
+    Place::Interface {
+        ifindex: link.index,
+        name: link.name.clone(),
+        nsid: link.nsid,
+        addresses: pod.ips.clone(),
+        mac: None,
+        others: Vec::new(),
+    }
+}
+
+fn without_ethernet(link: &Link) -> Place {
+    Place::Unknown(format!("unseen: its packets pass {}, which has no Ethernet header, and are not judged", link.name))
 }
 
 fn without_interface(pod: &Pod, held: &[Held], has_cgroup: bool) -> Place {

@@ -73,6 +73,12 @@ pub struct EndpointInfo {
     pub node_netns: u8,
     /// How it is attached.
     pub attach: Attach,
+    /// Programs are attached to its control group as well as to its interface: packets to it bypass the interface.
+    pub paired: bool,
+    /// Which packets show that; one sentence.
+    pub evidence: Option<String>,
+    /// Its pod is not known any more, and what it is watched at is still there: it stays under its policy.
+    pub orphaned: bool,
     /// What is seen.
     pub coverage: Coverage,
     /// Control groups: the pod's own first.
@@ -87,6 +93,36 @@ pub struct EndpointInfo {
     pub ready: bool,
     /// What a person should know.
     pub message: Option<String>,
+}
+
+impl EndpointInfo {
+    /// How it is attached, as status names it.
+    pub fn attach_name(&self) -> &'static str {
+        match (self.attach, self.paired) {
+            (Attach::Tcx, true) => "tcx+cgroup",
+            (Attach::Clsact, true) => "clsact+cgroup",
+            (attach, _) => attach.name(),
+        }
+    }
+
+    /// What a person should know, and what shows it.
+    pub fn remarks(&self) -> Option<String> {
+        let texts: Vec<&str> = [&self.message, &self.evidence].into_iter().flatten().map(String::as_str).collect();
+        (!texts.is_empty()).then(|| texts.join("; "))
+    }
+}
+
+/// An endpoint that a former agent left at work, and whose pod is not known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// Endpoint number.
+    pub number: u32,
+    /// Pod instance.
+    pub instance: u32,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Isolated, `[egress, ingress]`.
+    pub isolated: [bool; 2],
 }
 
 /// What happened to an endpoint.
@@ -118,12 +154,10 @@ pub struct CoverageEvent {
     pub uid: Arc<str>,
     /// Endpoint number.
     pub number: u32,
-    /// The number that it had before, where that is another one.
-    pub former: Option<u32>,
-    /// `reattached`, `one_way`, `switched`, `attach_failed`.
+    /// `reattached`, `one_way`, `attached`, `attach_failed`.
     pub event: &'static str,
     /// How it is attached now.
-    pub attach: Attach,
+    pub attach: &'static str,
     /// Host-side interface.
     pub interface: Option<Arc<str>>,
     /// One sentence.

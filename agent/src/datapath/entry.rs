@@ -33,7 +33,8 @@ impl Datapath {
         let (established_cap, answered_cap) = (self.sizes.established / 4, self.sizes.answered / 8);
         for endpoint in self.endpoints.values_mut().filter(|endpoint| endpoint.found()) {
             let Some(policy) = self.tables.endpoints.get(&endpoint.info.uid) else { continue };
-            let entry = entry(&endpoint.info, policy, established_cap, answered_cap);
+            let mut entry = entry(&endpoint.info, policy, established_cap, answered_cap);
+            entry.since_ns = endpoint.since_ns;
             endpoint.info.set = policy.set;
             endpoint.info.isolated = policy.isolated;
             if endpoint.written == Some(entry) {

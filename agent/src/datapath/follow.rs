@@ -18,7 +18,9 @@ pub(super) const WHOLE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a pod's interface may be under construction after it has been found.
 const SET_UP: Duration = Duration::from_secs(10);
 
-/// What is in the kernel of an endpoint at a place it has left: its number, and its group where it was watched at one.
+const MOVED: &str = "its interface leads into another network namespace than before, and is judged as before";
+
+/// What is in the kernel of an endpoint at a place it has left: its number, and the group that it was watched at.
 pub(super) type Left = (u32, Option<u64>);
 
 /// A local pod and where it is watched.
@@ -32,15 +34,17 @@ pub(super) struct Endpoint {
     pub(super) placed: Instant,
     /// Its status has named addresses that it holds here.
     named: bool,
-    /// Cgroup of a cgroup endpoint.
+    /// The cgroup that programs are attached to.
     pub(super) watched: Option<u64>,
     /// It may speak: its programs have run here.
     pub(super) live: bool,
     /// What `ENDPOINTS` holds for it.
     pub(super) written: Option<layout::Endpoint>,
-    /// Evidence of a blind direction at the last check.
+    /// See [`layout::Endpoint::since_ns`].
+    pub(super) since_ns: u64,
+    /// Evidence that was there before.
     pub(super) one_way: u64,
-    /// Its interface is blind: the cgroup is used although there is one.
+    /// Packets to it bypass its interface: its cgroup is watched as well, if there is one.
     pub(super) blind: bool,
 }
 
@@ -56,6 +60,7 @@ impl Endpoint {
             watched: None,
             live: false,
             written: None,
+            since_ns: 0,
             one_way: 0,
             blind: false,
         }
@@ -100,7 +105,17 @@ impl Endpoint {
         held.into_iter().filter(|address| status.contains(address) || !family(address)).collect()
     }
 
-    /// Forgets its place. Tells what is in the kernel there: its number, and its group where it was watched at one.
+    /// Says of its interface whether it leads where its processes are.
+    pub(super) fn note_moved(&mut self, surroundings: &Surroundings<'_>) {
+        let moved = self.ifindex().is_some_and(|ifindex| !surroundings.still(ifindex, self.nsid));
+        if moved {
+            self.info.message = Some(MOVED.into());
+        } else if self.info.message.as_deref() == Some(MOVED) {
+            self.info.message = None;
+        }
+    }
+
+    /// Forgets its place. Tells what is in the kernel there: its number, and the group that it was watched at.
     pub(super) fn leave(&mut self, changes: &mut Vec<EndpointChange>) -> Option<Left> {
         if !self.found() {
             return None;
@@ -118,6 +133,7 @@ impl Endpoint {
         self.named = false;
         self.nsid = None;
         self.live = false;
+        self.since_ns = 0;
         self.one_way = 0;
         self.blind = false;
         Some((number, self.watched.take()))
@@ -136,9 +152,6 @@ pub(super) enum Settled {
 /// Whether an endpoint may stay where it is.
 pub(super) fn settled(endpoint: &mut Endpoint, pod: &Pod, surroundings: &mut Surroundings<'_>) -> Settled {
     let stays = |holds| if holds { Settled::Stays } else { Settled::Lost };
-    if endpoint.blind {
-        return stays(endpoint.cgroup.as_ref().is_some_and(PodCgroup::alive));
-    }
     let Some(ifindex) = endpoint.ifindex().filter(|ifindex| surroundings.still(*ifindex, endpoint.nsid)) else { return Settled::Lost };
     let Some(nsid) = endpoint.nsid else { return stays(endpoint.info.addresses == pod.ips) };
     let Some(held) = surroundings.addresses_behind(ifindex, nsid) else { return Settled::Lost };

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use sekisho_core::counters;
 use sekisho_core::flows::Table as Kind;
-use sekisho_core::layout::{Config, EndpointState, Flow, FlowKey6, Merge};
+use sekisho_core::layout::{CGROUP_ENDPOINT, Config, EndpointState, Flow, FlowKey6, Merge};
 
 use super::former::{self, Former};
 use super::load::same_types;
@@ -136,7 +136,7 @@ impl Datapath {
 
     /// Interfaces whose filters are a former layout's. They bear no name: what this agent has not attached is the former's.
     fn on_filters(&mut self, endpoints: &[(u32, Option<u64>)]) -> HashSet<u32> {
-        let interfaces = endpoints.iter().filter(|(_, cgroup)| self.migrating && cgroup.is_none()).map(|(number, _)| *number);
+        let interfaces = endpoints.iter().filter(|(number, _)| self.migrating && number & CGROUP_ENDPOINT == 0).map(|(number, _)| *number);
         interfaces.filter(|ifindex| attach::has_filter(&mut self.netlink, *ifindex).unwrap_or(false)).collect()
     }
 
@@ -328,6 +328,7 @@ fn more(now: &EndpointState, copied: &EndpointState) -> EndpointState {
         answered_in: now.answered_in.wrapping_sub(copied.answered_in),
         answered_out: now.answered_out.wrapping_sub(copied.answered_out),
         one_way: now.one_way.wrapping_sub(copied.one_way),
+        one_way_answers: now.one_way_answers.wrapping_sub(copied.one_way_answers),
         summarised: now.summarised.wrapping_sub(copied.summarised),
         packets: [now.packets[0].wrapping_sub(copied.packets[0]), now.packets[1].wrapping_sub(copied.packets[1])],
         closing: now.closing.wrapping_sub(copied.closing),

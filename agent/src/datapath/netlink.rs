@@ -56,6 +56,8 @@ pub(super) struct Link {
     pub(super) mac: Option<[u8; 6]>,
     /// Bridge that it is a port of.
     pub(super) master: Option<u32>,
+    /// Its packets begin with an Ethernet header.
+    pub(super) ethernet: bool,
 }
 
 /// An address and the interface that holds it.
@@ -397,7 +399,9 @@ fn parse_link(body: &[u8]) -> Option<Link> {
     const INFO: u16 = 18;
     const INFO_KIND: u16 = 1;
     const LINK_NETNSID: u16 = 37;
-    let mut link = Link { index: number(body.get(4..8)?)?, ..Link::default() };
+    /// `ARPHRD_ETHER`.
+    const ETHERNET: [u8; 2] = 1u16.to_ne_bytes();
+    let mut link = Link { index: number(body.get(4..8)?)?, ethernet: body.get(2..4)? == ETHERNET, ..Link::default() };
     for (kind, value) in attributes(body.get(16..)?) {
         match kind {
             ADDRESS => link.mac = value.try_into().ok(),

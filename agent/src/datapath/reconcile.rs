@@ -3,7 +3,7 @@
 //! A pod that cannot be found yet stays in the list with the reason. The order for a new one: its entry in
 //! `ENDPOINTS` with the policy, then the programs; nothing is attached before there is a policy to judge by.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use sekisho_core::layout::{CGROUP_ENDPOINT, EndpointState, EndpointSwept};
 
-use super::cgroup;
+use super::cgroup::{self, PodCgroup};
+use super::coverage::evidence;
 use super::discover::{Place, Surroundings};
 use super::endpoint::{Attach, ChangeKind, Coverage, EndpointChange, EndpointInfo};
 use super::follow::{Endpoint, Left, Settled, WHOLE_INTERVAL, settled};
@@ -52,7 +53,7 @@ impl Datapath {
             self.take_out(number, cgroup);
         }
         match seen {
-            Ok(()) => self.drop_strangers(pods),
+            Ok(()) => self.drop_strangers(),
             Err(error) => tracing::warn!(%error, "the node's interfaces cannot be listed"),
         }
         if whole {
@@ -83,16 +84,6 @@ impl Datapath {
         addresses
     }
 
-    fn forget_absent(&mut self, pods: &[Arc<Pod>], changes: &mut Vec<EndpointChange>, left: &mut Vec<Left>) {
-        let present: HashSet<&str> = pods.iter().map(|pod| &*pod.uid).collect();
-        let absent: Vec<Arc<str>> = self.endpoints.keys().filter(|uid| !present.contains(&***uid)).cloned().collect();
-        for uid in absent {
-            if let Some(mut endpoint) = self.endpoints.remove(&uid) {
-                left.extend(endpoint.leave(changes));
-            }
-        }
-    }
-
     fn take_out(&mut self, number: u32, cgroup: Option<u64>) {
         if let Err(error) = self.withdraw(number, cgroup) {
             tracing::warn!(%error, number, "an endpoint could not be removed from the kernel whole");
@@ -101,12 +92,11 @@ impl Datapath {
 
     /// Removes hooks, entry and slot of an endpoint number.
     pub(super) fn withdraw(&mut self, number: u32, cgroup: Option<u64>) -> io::Result<()> {
+        let group = cgroup.map_or(Ok(()), |id| self.leave_group(id));
         let result = if number & CGROUP_ENDPOINT == 0 {
-            self.attacher.leave_interface(&mut self.netlink, &self.maps, number)
-        } else if let Some(id) = cgroup {
-            self.attacher.leave_cgroup(id).and_then(|()| self.maps.cgroups.remove(&id).map(drop))
+            self.attacher.leave_interface(&mut self.netlink, &self.maps, number).and(group)
         } else {
-            Ok(())
+            group
         };
         self.slots.retire(number);
         self.maps.endpoints.remove(&number)?;
@@ -145,6 +135,7 @@ impl Datapath {
     /// Gives every pod its place. What moved has not been taken out of the kernel at its former place: that is `left`.
     fn find_places(&mut self, pods: &[Arc<Pod>], whole: bool, changes: &mut Vec<EndpointChange>, left: &mut Vec<Left>) -> io::Result<()> {
         let mut found = Vec::new();
+        let unclaimed = self.unclaimed_interfaces();
         let mut surroundings = Surroundings::new(&mut self.netlink)?;
         for pod in pods {
             let Some(endpoint) = self.endpoints.get_mut(&pod.uid) else { continue };
@@ -163,31 +154,52 @@ impl Datapath {
                         surroundings.refresh()?;
                         place = surroundings.find(pod, endpoint.cgroup.as_ref());
                     }
-                    // While the interface leads where it led, a look that finds nothing takes no programs off it.
-                    let stands = endpoint.ifindex().is_some_and(|ifindex| surroundings.still(ifindex, endpoint.nsid));
-                    if !stands || !matches!(place, Place::Unknown(_)) {
-                        found.push((pod, place));
+                    // While its interface is there, programs stay on it, wherever it leads: the pod may have moved its end.
+                    let exists = endpoint.ifindex().is_some_and(|ifindex| surroundings.exists(ifindex, endpoint.info.interface.as_deref()));
+                    if !matches!(place, Place::Interface { .. }) {
+                        if exists {
+                            endpoint.note_moved(&surroundings);
+                            continue;
+                        }
+                        if !endpoint.found() {
+                            place = surroundings.inherited(pod, &unclaimed).unwrap_or(place);
+                        }
                     }
+                    found.push((pod, place, exists));
                 }
             }
         }
         self.settler.look(surroundings.ends());
-        for (pod, place) in found {
-            self.move_to(pod, place, changes, left);
+        for (pod, place, exists) in found {
+            self.move_to(pod, place, exists, changes, left);
         }
         Ok(())
     }
 
-    /// Gives an endpoint its place, and takes it from another one.
-    fn move_to(&mut self, pod: &Pod, place: Place, changes: &mut Vec<EndpointChange>, left: &mut Vec<Left>) {
+    /// Gives an endpoint its place, and takes it from another one. `exists`: the interface that it was watched at is still there.
+    fn move_to(&mut self, pod: &Pod, place: Place, exists: bool, changes: &mut Vec<EndpointChange>, left: &mut Vec<Left>) {
         let Some(mut endpoint) = self.endpoints.remove(&pod.uid) else { return };
+        let place = self.vacate(place, changes);
         let same = match &place {
-            Place::Interface { ifindex, nsid, .. } => endpoint.ifindex() == Some(*ifindex) && endpoint.nsid == *nsid,
-            Place::Cgroup { .. } => endpoint.watched.is_some() && endpoint.watched == endpoint.cgroup.as_ref().map(|cgroup| cgroup.id),
+            Place::Interface { ifindex, nsid, .. } => endpoint.ifindex() == Some(*ifindex) && (exists || endpoint.nsid == *nsid),
+            Place::Cgroup { .. } => {
+                endpoint.ifindex().is_none()
+                    && endpoint.watched.is_some()
+                    && endpoint.watched == endpoint.cgroup.as_ref().map(|cgroup| cgroup.id)
+            }
             Place::Unknown(_) => false,
         };
         if !same {
-            left.extend(endpoint.leave(changes));
+            match endpoint.leave(changes) {
+                // An interface that is there keeps its programs, as a stranger's.
+                Some((number, group)) if exists => {
+                    tracing::warn!(pod = %pod.name, number, "another interface carries its addresses now; the former one stays closed as it was");
+                    if let Some(Err(error)) = group.map(|id| self.leave_group(id)) {
+                        tracing::warn!(%error, "programs could not be taken off a control group");
+                    }
+                }
+                other => left.extend(other),
+            }
             // Who comes to a place that was just left begins anew there.
             let taken = |(number, group): &mut Left| match &place {
                 Place::Interface { ifindex, .. } => number == ifindex,
@@ -214,6 +226,20 @@ impl Datapath {
         self.endpoints.insert(Arc::clone(&pod.uid), endpoint);
     }
 
+    /// Takes an interface from an endpoint whose pod is not known any more: its flows end, and programs stay until the newcomer's
+    /// policy is written. A pod that is known keeps its interface.
+    fn vacate(&mut self, place: Place, changes: &mut Vec<EndpointChange>) -> Place {
+        let Place::Interface { ifindex, .. } = &place else { return place };
+        let Some((uid, holder)) = self.endpoints.iter_mut().find(|(_, holder)| holder.ifindex() == Some(*ifindex)) else { return place };
+        if !holder.info.orphaned {
+            return Place::Unknown("its interface is another pod's".into());
+        }
+        let uid = Arc::clone(uid);
+        holder.leave(changes);
+        self.endpoints.remove(&uid);
+        place
+    }
+
     fn place(&mut self, endpoint: &mut Endpoint, place: Place, status: &[IpAddr]) -> Result<(), String> {
         let full = || format!("all {} endpoint slots are in use", sizes::ENDPOINTS);
         let uncleared = |error| format!("its slot could not be cleared: {error}");
@@ -228,8 +254,12 @@ impl Datapath {
                 endpoint.info.number = ifindex;
                 endpoint.info.index = index;
                 endpoint.info.interface = Some(name.into());
-                endpoint.info.addresses = endpoint.own(addresses, status);
-                endpoint.info.mac = mac;
+                // Where nothing holds the addresses inside, their being named says nothing about what comes later.
+                let bare = mac.is_none() && addresses == status;
+                endpoint.info.addresses = if bare { addresses } else { endpoint.own(addresses, status) };
+                // Who takes the addresses off its interface must not get rid of its MAC.
+                endpoint.info.mac = mac.or(endpoint.info.mac).or_else(|| self.former_mac(ifindex));
+                self.restore_pair(endpoint, ifindex);
                 let seen = nsid.and_then(|nsid| self.netlink.node_seen_from(Some(nsid)).ok().flatten());
                 endpoint.info.node_netns = seen.and_then(|number| u8::try_from(number + 1).ok()).unwrap_or(0);
                 endpoint.info.message = (!others.is_empty()).then(|| format!("secondary_network: {} is not judged", others.join(", ")));
@@ -254,6 +284,23 @@ impl Datapath {
                 Ok(())
             }
         }
+    }
+
+    /// The MAC that a former agent has noted.
+    fn former_mac(&self, ifindex: u32) -> Option<[u8; 6]> {
+        self.maps.endpoints.get(&ifindex).ok().flatten().map(|entry| entry.mac).filter(|mac| *mac != [0; 6])
+    }
+
+    /// A former agent has watched an endpoint at its control group as well: this one goes on so.
+    fn restore_pair(&self, endpoint: &mut Endpoint, ifindex: u32) {
+        let Some(id) = endpoint.cgroup.as_ref().map(|group| group.id).filter(|_| endpoint.watched.is_none()) else { return };
+        if self.maps.cgroups.get(&id).ok().flatten() != Some(ifindex) {
+            return;
+        }
+        endpoint.watched = Some(id);
+        endpoint.blind = true;
+        endpoint.info.paired = true;
+        endpoint.info.evidence = self.maps.states.get(&endpoint.info.index).ok().flatten().map(|state| evidence(&state));
     }
 
     /// Nothing of a former owner may count for a new one. No programs write there yet.
@@ -291,6 +338,7 @@ impl Datapath {
                     endpoint.info.attach = attach;
                     endpoint.info.coverage = if endpoint.info.coverage == Coverage::OneWay { Coverage::OneWay } else { Coverage::Full };
                     endpoint.info.ready = true;
+                    self.stands(&mut endpoint);
                 }
                 Err(error) => {
                     let message = format!("attaching failed: {error}");
@@ -309,18 +357,34 @@ impl Datapath {
     /// Attaches one endpoint; says how.
     pub(super) fn attach(&mut self, endpoint: &Endpoint) -> io::Result<Attach> {
         if let Some(ifindex) = endpoint.ifindex() {
-            return self.attach_interface(ifindex);
+            let attach = self.attach_interface(ifindex)?;
+            if let Some(group) = endpoint.cgroup.as_ref().filter(|group| endpoint.watched == Some(group.id)) {
+                self.attach_group(group, ifindex)?;
+            }
+            return Ok(attach);
         }
         let watched = endpoint.cgroup.as_ref().ok_or_else(|| io::Error::other("its control group is gone"))?;
-        self.maps.cgroups.put(&watched.id, &endpoint.info.number)?;
-        let levels = cgroup::level_bits(watched.level, 0);
-        if self.config.cgroup_levels & levels != levels {
+        self.attach_group(watched, endpoint.info.number)?;
+        Ok(Attach::Cgroup)
+    }
+
+    /// Attaches to a control group; what passes there is that of the endpoint `number`.
+    pub(super) fn attach_group(&mut self, group: &PodCgroup, number: u32) -> io::Result<()> {
+        self.maps.cgroups.put(&group.id, &number)?;
+        let levels = self.config.cgroup_levels | cgroup::level_bits(group.level, 0);
+        let paired = self.config.paired | u32::from(number & CGROUP_ENDPOINT == 0);
+        if (self.config.cgroup_levels, self.config.paired) != (levels, paired) {
             self.notice_mode()?;
-            self.config.cgroup_levels |= levels;
+            (self.config.cgroup_levels, self.config.paired) = (levels, paired);
             self.write_config()?;
         }
-        self.attacher.cgroup(&self.programs, watched)?;
-        Ok(Attach::Cgroup)
+        self.attacher.cgroup(&self.programs, group)
+    }
+
+    /// Takes programs off a control group.
+    pub(super) fn leave_group(&mut self, id: u64) -> io::Result<()> {
+        self.attacher.leave_cgroup(id)?;
+        self.maps.cgroups.remove(&id).map(drop)
     }
 
     /// Reads which slots a former agent had given.
@@ -329,30 +393,5 @@ impl Datapath {
             self.slots.adopt(number, endpoint.index);
         }
         Ok(())
-    }
-
-    /// Removes adopted endpoints that belong to no pod: at once where the interface is gone, else when every pod has been found.
-    fn drop_strangers(&mut self, pods: &[Arc<Pod>]) {
-        let ours: HashSet<u32> = self.endpoints.values().map(|endpoint| endpoint.info.number).collect();
-        let strangers: Vec<u32> = self.slots.numbers().map(|(number, _)| number).filter(|number| !ours.contains(number)).collect();
-        if strangers.is_empty() {
-            return;
-        }
-        let settled = pods.iter().all(|pod| self.endpoints[&pod.uid].found());
-        let Ok(links) = self.netlink.links(None) else { return };
-        if !self.netlink.is_whole() {
-            return;
-        }
-        let links: HashSet<u32> = links.into_iter().map(|link| link.index).collect();
-        let by_number: HashMap<u32, u64> =
-            self.maps.cgroups.entries().unwrap_or_default().into_iter().map(|(id, number)| (number, id)).collect();
-        for number in strangers {
-            let gone = number & CGROUP_ENDPOINT == 0 && !links.contains(&number);
-            if (gone || settled)
-                && let Err(error) = self.withdraw(number, by_number.get(&number).copied())
-            {
-                tracing::warn!(%error, number, "a former endpoint could not be removed whole");
-            }
-        }
     }
 }
