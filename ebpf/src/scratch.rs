@@ -76,8 +76,12 @@ pub(crate) struct Scratch {
     pub(crate) opened: u8,
     /// The state a new flow starts in.
     pub(crate) state: u8,
+    /// One of `basis`.
+    pub(crate) basis: u8,
+    /// 1 = the connection began before the packet.
+    pub(crate) adopted: u8,
     /// Zero.
-    pub(crate) pad: [u8; 4],
+    pub(crate) pad: [u8; 2],
     /// Wire segments.
     pub(crate) segments: u64,
     /// IP bytes.

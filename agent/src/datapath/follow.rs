@@ -34,6 +34,12 @@ pub(super) struct Endpoint {
     named: bool,
     /// Cgroup of a cgroup endpoint.
     pub(super) watched: Option<u64>,
+    /// Its runtime may bring a network stack of its own.
+    pub(super) own_stack: bool,
+    /// It was there at this agent's first look.
+    pub(super) from_start: bool,
+    /// See [`layout::Endpoint::adopts_until`].
+    pub(super) adopts_until: u32,
     /// It may speak: its programs have run here.
     pub(super) live: bool,
     /// What `ENDPOINTS` holds for it.
@@ -45,7 +51,7 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn new(pod: &Pod) -> Self {
+    pub(super) fn new(pod: &Pod, from_start: bool) -> Self {
         let info = EndpointInfo { uid: Arc::clone(&pod.uid), host_network: pod.host_network, ..EndpointInfo::default() };
         Self {
             info,
@@ -54,6 +60,9 @@ impl Endpoint {
             placed: Instant::now(),
             named: false,
             watched: None,
+            own_stack: pod.runtime_class.is_some(),
+            from_start,
+            adopts_until: 0,
             live: false,
             written: None,
             one_way: 0,

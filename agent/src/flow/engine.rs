@@ -42,6 +42,8 @@ pub struct Settings {
     pub update_ns: u64,
     /// Unanswered and denied flows.
     pub embryonic_ns: u64,
+    /// A connection that was cut after it had begun.
+    pub cut_ns: u64,
     /// Answered datagrams.
     pub answered_ns: u64,
     /// ICMP.
@@ -62,6 +64,7 @@ impl Default for Settings {
             first_update_ns: 5 * SECOND,
             update_ns: 30 * SECOND,
             embryonic_ns: 30 * SECOND,
+            cut_ns: 150 * SECOND,
             answered_ns: 60 * SECOND,
             icmp_ns: 30 * SECOND,
             established_ns: 7200 * SECOND,

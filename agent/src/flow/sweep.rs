@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use sekisho_core::flows::{Sweep, Table};
 use sekisho_core::layout::{self, Flow, FlowKey6, end_reason, verdict};
+use sekisho_core::tcp::state;
 
 use super::clock::Now;
 use super::conn_state::flag;
@@ -212,6 +213,8 @@ impl Engine {
     fn may_idle(&self, table: Table, key: &FlowKey6, flow: &Flow) -> u64 {
         let settings = &self.settings;
         match table {
+            // TCP tries again after two minutes at the latest (`TCP_RTO_MAX`). What was cut must not be unknown by then.
+            _ if flow.verdict == verdict::DENIED && begun(key, flow) => settings.cut_ns,
             _ if flow.verdict == verdict::DENIED => settings.embryonic_ns,
             _ if closed(flow).is_some() && key.protocol == TCP => settings.closed_ns,
             _ if matches!(key.protocol, ICMP | ICMPV6) => settings.icmp_ns,
@@ -252,6 +255,11 @@ pub(super) fn closed(flow: &Flow) -> Option<u8> {
     } else {
         None
     }
+}
+
+/// Whether a flow is of a TCP connection that had begun: a SYN that comes again is judged again in any case.
+fn begun(key: &FlowKey6, flow: &Flow) -> bool {
+    key.protocol == TCP && !matches!(flow.state, state::SYN_SENT | state::PROBE | 0)
 }
 
 /// Whether one side has said FIN.
