@@ -35,7 +35,8 @@ impl Datapath {
     pub(super) fn point_endpoints(&mut self) -> Result<(), ApplyError> {
         let (established_cap, answered_cap) = (self.sizes.established / 4, self.sizes.answered / 8);
         let mut adopting = Adopting::default();
-        for uid in self.endpoints.keys().cloned().collect::<Vec<_>>() {
+        let undecided = self.endpoints.values().filter(|endpoint| endpoint.found() && endpoint.adopts_until.is_none());
+        for uid in undecided.map(|endpoint| Arc::clone(&endpoint.info.uid)).collect::<Vec<_>>() {
             self.note_adoption(&uid, &mut adopting)?;
         }
         for endpoint in self.endpoints.values_mut().filter(|endpoint| endpoint.found()) {
@@ -64,19 +65,17 @@ struct Adopting {
 
 impl Datapath {
     /// Finds out until when an endpoint that is about to be written for the first time may have connections that nobody has seen.
-    /// One that an earlier agent has written keeps its time: nothing that restarts an agent makes it longer. A pod that was held
-    /// from its first packet on has no such connections.
+    /// The time is the pod's: neither another place nor another agent that finds its entry makes it longer. A pod that was held from
+    /// its first packet on has no such connections.
     fn note_adoption(&mut self, uid: &Arc<str>, adopting: &mut Adopting) -> Result<(), ApplyError> {
         let failed = |source| ApplyError::Map { map: "ENDPOINTS", source };
-        let Some(endpoint) = self.endpoints.get(uid).filter(|endpoint| endpoint.found() && endpoint.written.is_none()) else { return Ok(()) };
-        let Some(policy) = self.tables.endpoints.get(uid) else { return Ok(()) };
+        let (Some(endpoint), Some(policy)) = (self.endpoints.get(uid), self.tables.endpoints.get(uid)) else { return Ok(()) };
         let number = endpoint.info.number;
         let mut known = self.maps.endpoints.get(&number).map_err(failed)?;
         if known.is_none() && !self.formers.is_empty() {
             let formers = &self.formers;
-            let former = adopting
-                .former
-                .get_or_insert_with(|| formers.iter().flat_map(|former| former.endpoints().unwrap_or_default()).collect());
+            let former =
+                adopting.former.get_or_insert_with(|| formers.iter().flat_map(|former| former.endpoints().unwrap_or_default()).collect());
             known = former.get(&number).copied();
         }
         let until = match known.filter(|known| known.instance == policy.instance) {
@@ -92,7 +91,7 @@ impl Datapath {
             }
         };
         if let Some(endpoint) = self.endpoints.get_mut(uid) {
-            endpoint.adopts_until = until;
+            endpoint.adopts_until = Some(until);
         }
         Ok(())
     }
@@ -131,7 +130,7 @@ fn entry(endpoint: &Endpoint, policy: &EndpointPolicy, established_cap: u32, ans
         mac: info.mac.unwrap_or_default(),
         node_netns: info.node_netns,
         netns: endpoint.nsid.and_then(|nsid| u32::try_from(nsid).ok()).map_or(0, |nsid| nsid + 1),
-        adopts_until: endpoint.adopts_until,
+        adopts_until: endpoint.adopts_until.unwrap_or(0),
         sources: [[0xff; 16]; SOURCES],
         masks: [[0xff; 16]; SOURCES],
         ..layout::Endpoint::ZERO

@@ -38,8 +38,8 @@ pub(super) struct Endpoint {
     pub(super) own_stack: bool,
     /// It was there at this agent's first look.
     pub(super) from_start: bool,
-    /// See [`layout::Endpoint::adopts_until`].
-    pub(super) adopts_until: u32,
+    /// See [`layout::Endpoint::adopts_until`]; nothing before it has been written.
+    pub(super) adopts_until: Option<u32>,
     /// It may speak: its programs have run here.
     pub(super) live: bool,
     /// What `ENDPOINTS` holds for it.
@@ -62,7 +62,7 @@ impl Endpoint {
             watched: None,
             own_stack: pod.runtime_class.is_some(),
             from_start,
-            adopts_until: 0,
+            adopts_until: None,
             live: false,
             written: None,
             one_way: 0,

@@ -100,7 +100,7 @@ impl Detector {
             return None;
         }
         let adopted = flow.opened == layout::UNKNOWN || flow.flags & flow_flags::ADOPTED != 0;
-        if flow.reason == reason::NO_CONNECTION || adopted && matches!(outcome, Outcome::Tried | Outcome::Denied) {
+        if flow.reason == reason::NO_CONNECTION || adopted && matches!(outcome, Outcome::Tried | Outcome::Denied | Outcome::Silent) {
             return None;
         }
         let source_port = if inbound { key.remote_port } else { key.local_port };

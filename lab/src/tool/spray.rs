@@ -19,7 +19,7 @@ pub(super) fn checksum(sum: u32, data: &[u8]) -> u16 {
 }
 
 /// What the pseudo header adds to a checksum.
-fn pseudo(from: IpAddr, to: IpAddr, protocol: u8, len: usize) -> u32 {
+pub(super) fn pseudo(from: IpAddr, to: IpAddr, protocol: u8, len: usize) -> u32 {
     let words = |address: IpAddr| match address {
         IpAddr::V4(v4) => v4.octets().chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>(),
         IpAddr::V6(v6) => v6.segments().into_iter().map(u32::from).sum(),
