@@ -21,7 +21,7 @@ mod meaning;
 pub use described::{Field, Type};
 pub use frame::{SocketFrame, SocketQuery};
 pub(crate) use meaning::numbers;
-pub use meaning::{address_flags, contact, end_reason, endpoint_flags, event, flow_flags, hold, mode, reason, verdict};
+pub use meaning::{address_flags, basis, contact, end_reason, endpoint_flags, event, flow_flags, hold, mode, reason, verdict};
 
 /// What the endpoint sends: the index 0 of everything kept per direction of the endpoint.
 pub const EGRESS: u8 = 0;
@@ -159,8 +159,8 @@ boundary! {
         pub rtt_us: u32,
         /// Epoch for which one CPU has claimed the change of verdict; all ones where one takes the flow out.
         pub claim: u32,
-        /// Zero.
-        pub pad: u32,
+        /// [`basis`](crate::layout::basis) number.
+        pub basis: u32,
     } = 128 + NEXT;
 
     /// What the kernel programs say over the ring buffers.
@@ -229,7 +229,11 @@ boundary! {
         /// Boottime from which programs have been attached to both directions of its interface; 0 = not yet. What began before
         /// is no evidence that packets bypass the interface.
         pub since_ns: u64,
-    } = 296;
+        /// The node's number for the pod's network namespace, plus one; 0 = none is known. Its sockets are looked for there.
+        pub netns: u32,
+        /// Boottime in seconds until which the endpoint may have connections older than its attachment; 0 = it has none.
+        pub adopts_until: u32,
+    } = 304;
 
     /// What the kernel keeps per endpoint, in `ENDPOINT_STATES`. Only the kernel writes it.
     pub struct EndpointState {

@@ -1,7 +1,7 @@
 //! The life of a TCP connection as a bystander sees it: from flags alone, never from sequence numbers.
 //!
 //! Nouns: the *opener* sent the SYN; *forward* is from the opener, *reply* to it. An *adopted* connection began
-//! before it was watched; its forward is what the endpoint sends. Pure functions over numbers, so that the kernel
+//! before it was watched; where nothing shows who opened it, its forward is what the endpoint sends. Pure functions over numbers, so that the kernel
 //! keeps a byte and user space names it.
 
 use crate::layout::numbers;

@@ -6,7 +6,7 @@
 use core::ptr::NonNull;
 
 use sekisho_core::counters;
-use sekisho_core::layout::{EGRESS, Flow, end_reason, flow_flags, mode, reason, verdict};
+use sekisho_core::layout::{EGRESS, Flow, basis, end_reason, flow_flags, mode, reason, verdict};
 use sekisho_core::parse::protocol;
 use sekisho_core::tcp;
 
@@ -23,6 +23,9 @@ use crate::tables::{self, ANY, Entry, table};
 pub(crate) fn recall(scratch: &mut Scratch, entry: Entry) {
     scratch.opened = entry.opened;
     scratch.state = 0;
+    // What the opener itself sends needs no other right than its own.
+    let shown = entry.basis;
+    scratch.basis = if shown == basis::BOTH && entry.opened == scratch.direction { basis::PROVEN } else { shown } as u8;
     if entry.flags & flow_flags::OWN_NODE != 0 {
         scratch.own_node = 1;
     }
@@ -42,7 +45,9 @@ pub(crate) extern "C" fn packet(slot: u32, entry: *mut Flow) -> u32 {
     let (Some(scratch), Some(entry)) = (scratch::at(slot), NonNull::new(entry).map(Entry)) else { return PASS };
     let rule = if scratch.mode == mode::OBSERVE { 0 } else { scratch.judgement.rule };
     if scratch.verdict == entry.verdict && scratch.why == entry.reason {
-        entry.raw().epoch = scratch.epoch;
+        let flow = entry.raw();
+        flow.epoch = scratch.epoch;
+        flow.basis = u32::from(scratch.basis);
         return KEPT;
     }
     let flags = flags(scratch) | (entry.flags & (flow_flags::UNREACHABLE | flow_flags::ADOPTED));
@@ -73,6 +78,10 @@ fn restart(scratch: &mut Scratch) {
     let flow = &mut scratch.flow;
     flow.verdict = scratch.verdict;
     flow.reason = scratch.why;
+    if scratch.packet.protocol != protocol::TCP {
+        // An answer that its sender may not give has become that one's own.
+        flow.opened = scratch.opened;
+    }
     flow.packets.iter_mut().chain(&mut flow.bytes).for_each(zero);
     if (flow.opened ^ scratch.direction) & 1 == 0 {
         flow.packets[0] = scratch.segments;
@@ -84,6 +93,7 @@ fn restart(scratch: &mut Scratch) {
         flow.tcp_flags[1] |= scratch.packet.tcp_flags;
     }
     flow.epoch = scratch.epoch;
+    flow.basis = u32::from(scratch.basis);
     flow.last = scratch.jiffies;
     flow.start_ns = now;
     flow.set = scratch.set;

@@ -17,12 +17,14 @@ mod kernel;
 mod maps;
 mod merge;
 mod open;
+mod origin;
 mod own_node;
 mod process;
 mod promote;
 mod read;
 mod scratch;
 mod slow;
+mod sockets;
 mod tables;
 
 use aya_ebpf::EbpfContext;

@@ -5,10 +5,10 @@ use core::ptr::NonNull;
 use aya_ebpf::bindings::__sk_buff;
 use sekisho_core::counters;
 use sekisho_core::layout::{
-    EGRESS, Endpoint, Flow, INGRESS, UNKNOWN, contact, end_reason, endpoint_flags, flow_flags, mode, reason, verdict,
+    EGRESS, Endpoint, Flow, INGRESS, UNKNOWN, basis, contact, end_reason, endpoint_flags, flow_flags, mode, reason, verdict,
 };
 use sekisho_core::parse::{Window, fragment, link_local, protocol};
-use sekisho_core::tcp::{self, First, state};
+use sekisho_core::tcp::{self, state};
 use sekisho_core::verdict::{Question, isolated, judge, settle};
 
 use crate::budget::{self, config};
@@ -17,9 +17,10 @@ use crate::hot::{equal, words};
 use crate::kernel::{Direct, Skb, add, zero};
 use crate::promote::left;
 use crate::scratch::{self, Scratch, task};
+use crate::sockets::{self, bound};
 use crate::slow::{DROP, PASS, is_tcp, one_way};
 use crate::tables::{self, EEXIST, Entry, Maps, NOEXIST, OVER, table};
-use crate::{change, close, own_node};
+use crate::{change, close, origin, own_node};
 
 /// The packet's fate is up to the flow that is now in its table.
 pub(crate) const KEPT: u32 = 2;
@@ -37,9 +38,11 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
     }
     match found {
         Some(entry) if scratch.task == task::AGAIN => change::recall(scratch, entry),
-        _ => opening(scratch),
+        _ => {
+            origin::find(ctx, slot, tables::pointer(found));
+        }
     }
-    let allowed = ask(scratch) != 0;
+    let allowed = ask(ctx, scratch) != 0;
     if !matches!(scratch.cause, 0 | reason::SPOOFED_SOURCE) && allowed {
         return PASS;
     }
@@ -120,9 +123,11 @@ fn hold_on(scratch: &mut Scratch) {
 #[inline(always)]
 fn yields(scratch: &mut Scratch, entry: Entry) -> bool {
     let denied = scratch.flow.verdict == verdict::DENIED;
-    if denied && entry.verdict == verdict::DENIED && !is_tcp(scratch) {
-        // Denied in both directions.
-        entry.count(1, scratch.segments, scratch.bytes, 0, scratch.jiffies);
+    let opens = is_tcp(scratch) && tcp::opens(scratch.packet.tcp_flags);
+    if denied && entry.verdict == verdict::DENIED && !opens {
+        // Denied in both directions, or still.
+        entry.count(entry.side(scratch.direction), scratch.segments, scratch.bytes, scratch.packet.tcp_flags, scratch.jiffies);
+        entry.raw().epoch = scratch.epoch;
         scratch.task = task::NONE;
         return true;
     }
@@ -150,7 +155,10 @@ fn clear_away(scratch: &mut Scratch, entry: Entry) {
 #[inline(always)]
 fn evidence(scratch: &mut Scratch) {
     let flow = &scratch.flow;
-    if flow.verdict == verdict::DENIED && flow.opened == EGRESS && matches!(flow.reason, reason::DEFAULT_DENY | reason::POLICY) {
+    if flow.verdict == verdict::DENIED
+        && flow.opened == EGRESS
+        && flow.flags & flow_flags::ADOPTED == 0
+        && matches!(flow.reason, reason::DEFAULT_DENY | reason::POLICY) {
         let instance = flow.remote_instance;
         emit::failed(scratch.slot, contact::DENIED.into(), instance);
     }
@@ -266,39 +274,6 @@ fn loopback(address: &[u8; 16]) -> bool {
     v4 || equal(address, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
 }
 
-/// Who opened what this packet is the first of, and the state it starts in.
-#[inline(always)]
-fn opening(scratch: &mut Scratch) {
-    let direction = scratch.direction;
-    scratch.opened = direction;
-    scratch.state = 0;
-    // With another cause than a forged source the flags say nothing.
-    if scratch.packet.protocol != protocol::TCP
-        || scratch.packet.fragment == fragment::LATER
-        || !matches!(scratch.cause, 0 | reason::SPOOFED_SOURCE)
-    {
-        return;
-    }
-    let flags = scratch.packet.tcp_flags;
-    match tcp::first(flags) {
-        First::Open => scratch.state = state::SYN_SENT,
-        First::Probe => scratch.state = state::PROBE,
-        First::Reset => {
-            scratch.opened = UNKNOWN;
-            scratch.state = state::RESET;
-        }
-        First::Accept => {
-            scratch.opened = 1 - (direction & 1);
-            scratch.state = state::SYN_RECEIVED;
-        }
-        First::Middle => {
-            let seen = if direction == EGRESS { state::ADOPTED_FORWARD } else { state::ADOPTED_REPLY };
-            scratch.opened = UNKNOWN;
-            scratch.state = tcp::next(seen, direction == INGRESS, flags);
-        }
-    }
-}
-
 /// Time after the attachment in which a SYN-ACK may answer a SYN from before.
 const HANDSHAKE_NS: u64 = 1_000_000_000;
 
@@ -319,7 +294,7 @@ fn answer_alone(scratch: &mut Scratch) {
 
 /// Asks the tables about the scratch's flow; 1 = allowed.
 #[inline(always)]
-fn ask(scratch: &mut Scratch) -> u32 {
+fn ask(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     if !matches!(scratch.cause, 0 | reason::SPOOFED_SOURCE) {
         let held = isolated(scratch.endpoint_flags, scratch.direction);
         scratch.judgement.rule = 0;
@@ -331,15 +306,57 @@ fn ask(scratch: &mut Scratch) -> u32 {
             return u32::from(!held);
         }
     }
-    // Who opened is not known: either direction will do.
-    let first = if scratch.opened == UNKNOWN { EGRESS } else { scratch.opened };
-    for direction in first..=INGRESS {
+    let mut direction = match (scratch.opened, u32::from(scratch.basis)) {
+        (UNKNOWN, basis::RECEIVED) => INGRESS,
+        (UNKNOWN, _) => EGRESS,
+        // The sender first: what denies it is its own.
+        (opened, basis::BOTH) => 1 - (opened & 1),
+        (opened, _) => opened,
+    };
+    for round in 0..2 {
         one(scratch, direction);
-        if scratch.judgement.allowed != 0 || scratch.opened != UNKNOWN {
+        if round == 1 || !asks_more(ctx, scratch, direction) {
             break;
         }
+        direction = 1 - (direction & 1);
     }
     u32::from(scratch.judgement.allowed)
+}
+
+/// Whether the other direction has a say as well, after what the tables said of this one.
+#[inline(always)]
+fn asks_more(ctx: *mut __sk_buff, scratch: &mut Scratch, direction: u8) -> bool {
+    let allowed = scratch.judgement.allowed != 0;
+    match u32::from(scratch.basis) {
+        basis::BOTH if allowed => true,
+        basis::BOTH => {
+            // Not the answer it says it is, but its sender's own.
+            if scratch.packet.protocol == protocol::TCP {
+                (scratch.opened, scratch.basis) = (UNKNOWN, basis::SENT as u8);
+            } else {
+                (scratch.opened, scratch.basis) = (direction, basis::PROVEN as u8);
+            }
+            false
+        }
+        basis::PROVEN if scratch.opened == UNKNOWN => !allowed,
+        _ => !allowed && direction == INGRESS && answered(ctx, scratch),
+    }
+}
+
+/// Whether a datagram that nobody may open comes to a socket of the pod's that is connected to its sender: the answer to a
+/// question of which nothing is known any more.
+#[inline(always)]
+fn answered(ctx: *mut __sk_buff, scratch: &mut Scratch) -> bool {
+    let whole = scratch.packet.fragment != fragment::LATER;
+    if scratch.packet.protocol != protocol::UDP || !whole || scratch.cause != 0 || scratch.task == task::AGAIN || origin::serves(scratch) {
+        return false;
+    }
+    let Some(netns) = sockets::pod(scratch).netns else { return false };
+    let connected = sockets::udp(ctx, scratch.slot, netns) == bound::CONNECTED;
+    if connected {
+        scratch.opened = EGRESS;
+    }
+    connected
 }
 
 #[inline(always)]
@@ -392,7 +409,7 @@ fn build(ctx: *mut __sk_buff, scratch: &mut Scratch) {
     let opened = scratch.opened;
     let now = emit::clock(scratch);
     let cookie = Skb(ctx).cookie();
-    let adopted = if opened == UNKNOWN { flow_flags::ADOPTED } else { 0 };
+    let adopted = if opened == UNKNOWN || scratch.adopted != 0 { flow_flags::ADOPTED } else { 0 };
     let flags = flags(scratch) | adopted;
     let observed = scratch.mode == mode::OBSERVE;
     let flow = &mut scratch.flow;
@@ -423,7 +440,7 @@ fn build(ctx: *mut __sk_buff, scratch: &mut Scratch) {
     flow.mac.as_chunks_mut::<2>().0.iter_mut().for_each(zero);
     zero(&mut flow.rtt_us);
     zero(&mut flow.claim);
-    zero(&mut flow.pad);
+    flow.basis = u32::from(scratch.basis);
     if scratch.why == reason::SPOOFED_SOURCE {
         count(counters::SPOOFED);
         if scratch.link != 0

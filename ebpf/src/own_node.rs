@@ -1,7 +1,8 @@
 //! Whether the node itself speaks, where the packet does not show it any more.
 //!
 //! On the host side of a veth a packet of the node's own process carries its socket. In the pod, where control group
-//! programs run, it carries none; but then that socket can be found in the node's namespace, connected to the pod.
+//! programs run, it carries none; but then that socket can be found in the node's namespace, connected to the pod. So it can where
+//! the pod answers what is not known any more.
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
@@ -9,11 +10,9 @@ use sekisho_core::layout::{AddressEntry, address_flags};
 use sekisho_core::parse::protocol;
 
 use crate::maps::ADDRESSES;
-use crate::scratch::{self, Scratch};
-
-/// `bpf_sock_tuple` of IPv4 and of IPv6: addresses, then ports.
-const TUPLE4: u32 = 12;
-const TUPLE6: u32 = 36;
+use crate::scratch;
+use crate::sockets::{self, CURRENT, LISTEN};
+use crate::tables;
 
 /// Whether a socket in the node's namespace `netns`, as the pod's calls it, is connected to what the packet in the
 /// scratch came for; 1 = yes. Listening and unconnected sockets do not count: a masqueraded stranger may choose its port.
@@ -30,7 +29,7 @@ pub(crate) extern "C" fn connected(ctx: *mut __sk_buff, slot: u32, netns: u32) -
     if !is_tcp && scratch.ends.protocol != protocol::UDP {
         return 0;
     }
-    let size = tuple(scratch);
+    let size = sockets::tuple(&mut scratch.tuple, &scratch.ends, scratch.packet.family, false, false);
     let at = (&raw mut scratch.tuple).cast();
     let netns = u64::from(netns);
     // SAFETY: the tuple is map memory of 36 bytes; a socket that is found is given back below.
@@ -49,22 +48,24 @@ pub(crate) extern "C" fn connected(ctx: *mut __sk_buff, slot: u32, netns: u32) -
     u32::from(u16::from_be(port) == scratch.ends.local_port)
 }
 
-/// Writes the ends as the node would see the pod's answer: from the pod, to the node.
-#[inline(always)]
-fn tuple(scratch: &mut Scratch) -> u32 {
-    let ends = &scratch.ends;
-    let word = |address: &[u8; 16], at: usize| u32::from_ne_bytes([address[at], address[at + 1], address[at + 2], address[at + 3]]);
-    let ports = u32::from(ends.local_port.to_be()) | u32::from(ends.remote_port.to_be()) << 16;
-    if scratch.packet.family == 4 {
-        scratch.tuple[0] = word(&ends.local, 12);
-        scratch.tuple[1] = word(&ends.remote, 12);
-        scratch.tuple[2] = ports;
-        return TUPLE4;
+/// Whether the pod's packet in the scratch belongs to what the node itself opened; 1 = yes. The node's kernel says so, which no
+/// pod can forge: a socket of it is connected to the pod, and nobody on the node listens where the packet goes.
+#[inline(never)]
+#[unsafe(export_name = "own_node_opened")]
+pub(crate) extern "C" fn opened(ctx: *mut __sk_buff, slot: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
+    let netns = if scratch.link != 0 {
+        CURRENT
+    } else {
+        match tables::endpoint(scratch.endpoint).map_or(0, |endpoint| endpoint.node_netns) {
+            0 => return 0,
+            number => u32::from(number - 1),
+        }
+    };
+    if connected(ctx, slot, netns) == 0 {
+        return 0;
     }
-    for (slot, at) in [0, 4, 8, 12].into_iter().enumerate() {
-        scratch.tuple[slot] = word(&ends.local, at);
-        scratch.tuple[slot + 4] = word(&ends.remote, at);
-    }
-    scratch.tuple[8] = ports;
-    TUPLE6
+    // Sockets of UDP servers are not connected.
+    let asked = scratch.ends.protocol == protocol::TCP && sockets::tcp_state(ctx, slot, netns, 0, 1) == LISTEN;
+    u32::from(!asked)
 }

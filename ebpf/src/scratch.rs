@@ -78,8 +78,12 @@ pub(crate) struct Scratch {
     pub(crate) state: u8,
     /// 1 = the packet has been counted at the endpoint's interface.
     pub(crate) met: u8,
+    /// One of `basis`.
+    pub(crate) basis: u8,
+    /// 1 = the connection began before the packet.
+    pub(crate) adopted: u8,
     /// Zero.
-    pub(crate) pad: [u8; 3],
+    pub(crate) pad: u8,
     /// Wire segments.
     pub(crate) segments: u64,
     /// IP bytes.

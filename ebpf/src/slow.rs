@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use aya_ebpf::bindings::__sk_buff;
 use sekisho_core::counters;
-use sekisho_core::layout::{EGRESS, Flow, FragmentPorts, INGRESS, UNKNOWN, reason, verdict};
+use sekisho_core::layout::{EGRESS, Flow, FragmentPorts, INGRESS, UNKNOWN, flow_flags, reason, verdict};
 use sekisho_core::parse::{self, Kind, fragment, protocol};
 use sekisho_core::tcp::{self, state};
 
@@ -237,11 +237,20 @@ fn triage(scratch: &mut Scratch, found: Option<Entry>) -> u8 {
             return task::INSTEAD;
         }
     }
+    let denied = entry.verdict == verdict::DENIED;
+    // A segment of something unknown was denied. The first one of the other side may show what it belongs to.
+    let stray = denied && tcp && entry.reason == reason::NO_CONNECTION;
+    let other = if side == 0 { entry.packets[0] } else { entry.packets[1] } == 0;
+    // The node itself speaks, and what is denied was not its own.
+    let node = denied && scratch.own_node != 0 && entry.flags & flow_flags::OWN_NODE == 0;
+    if stray && (other || entry.epoch != scratch.epoch) || node {
+        return task::INSTEAD;
+    }
     if entry.epoch != scratch.epoch {
         return task::AGAIN;
     }
     // Nothing of a denied flow passed, so this is no reply to it.
-    let reversed = entry.verdict == verdict::DENIED && side == 1 && !tcp && entry.opened != UNKNOWN;
+    let reversed = denied && side == 1 && !tcp && entry.opened != UNKNOWN;
     if reversed { task::INSTEAD } else { task::NONE }
 }
 

@@ -38,5 +38,5 @@ pub use pod::{CgroupLayout, Layout, Pod, PodSpec};
 pub use short_cut::ShortCut;
 pub use sniffer::{Count, Flow, Heading, Sniffer, counts_are_the_wires, sum};
 pub use starts::{Start, Starts, first, newcomer, starts};
-pub use sys::{go_first, insmod, interrupted, is_root, kill, mount, on_interrupt, power_off};
+pub use sys::{asking, go_first, insmod, interrupted, is_root, kill, mount, on_interrupt, power_off};
 pub use witness::Witness;

@@ -182,3 +182,15 @@ pub fn add_route(target: IpAddr, prefix: u8, via: Option<IpAddr>, name: &str) ->
     }
     request.attribute(libc::RTA_OIF, &sys::interface_index(name)?.to_ne_bytes()).send()
 }
+
+/// Gives a namespace a number by which the calling thread's namespace knows it.
+pub fn set_netns_number(netns: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    const RTM_NEWNSID: u16 = 88;
+    const NETNSA_NSID: u16 = 1;
+    const NETNSA_FD: u16 = 3;
+    // `rtgenmsg`, padded.
+    Request::new(RTM_NEWNSID, 0, &[0; 4])
+        .attribute(NETNSA_NSID, &number.to_ne_bytes())
+        .attribute(NETNSA_FD, &sys::raw(netns).to_ne_bytes())
+        .send()
+}

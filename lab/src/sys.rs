@@ -212,6 +212,12 @@ pub(crate) fn bind(socket: impl AsFd, address: &SocketAddress) -> io::Result<()>
     check(unsafe { libc::bind(socket.as_fd().as_raw_fd(), (&raw const address.storage).cast(), address.len) }).map(drop)
 }
 
+/// Connects a socket.
+pub(crate) fn connect(socket: impl AsFd, address: &SocketAddress) -> io::Result<()> {
+    // SAFETY: pointer and length describe the address.
+    check(unsafe { libc::connect(socket.as_fd().as_raw_fd(), (&raw const address.storage).cast(), address.len) }).map(drop)
+}
+
 /// A TCP connection from a chosen address of this machine.
 pub(crate) fn connect_from(from: IpAddr, target: std::net::SocketAddr, milliseconds: u32) -> io::Result<std::net::TcpStream> {
     let domain = if target.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
@@ -400,4 +406,20 @@ pub fn interrupted() -> bool {
 /// A descriptor's number, for a netlink attribute.
 pub(crate) fn raw(fd: impl AsFd) -> RawFd {
     fd.as_fd().as_raw_fd()
+}
+
+/// A TCP socket whose SYN waits for an answer, from `port` to `target`. Does not wait for it.
+pub fn asking(port: u16, target: std::net::SocketAddr) -> anyhow::Result<OwnedFd> {
+    let (domain, any) = if target.is_ipv4() {
+        (libc::AF_INET, IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
+    } else {
+        (libc::AF_INET6, IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED))
+    };
+    let socket = socket(domain, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+    bind(&socket, &SocketAddress::ip(any, port))?;
+    match connect(&socket, &SocketAddress::ip(target.ip(), target.port())) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket),
+        Err(error) => Err(error.into()),
+        Ok(()) => anyhow::bail!("it was answered at once"),
+    }
 }

@@ -145,6 +145,11 @@ pub struct AgentArgs {
     /// enforce only; kept while no agent runs [default: open with --manifests, hold with the API server]
     #[arg(long, value_enum)]
     pub posture: Option<Posture>,
+    /// How long after its first attachment a pod may have connections that are older. While it lasts, a connection of a sandbox
+    /// with a network stack of its own (a pod with `runtimeClassName`) is believed without a socket in the node's kernel, and a
+    /// server may go on with what a client opened, whatever egress policy says
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = values::duration)]
+    pub adoption_window: Duration,
     /// How to attach to a pod's interface
     #[arg(long, value_enum, default_value_t = TcBackend::Auto)]
     pub tc_backend: TcBackend,

@@ -82,6 +82,7 @@ impl Pump {
             },
             memory_budget: args.memory_budget,
             node: args.node_name.clone(),
+            adoption_window: args.adoption_window,
         };
         let mut datapath = Datapath::open(&options).map_err(|e| cannot(&e))?;
         let source = open_source(args)?;

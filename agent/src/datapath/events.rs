@@ -108,6 +108,11 @@ impl Datapath {
         self.read_clock().map(|clock| clock.jiffies as u32)
     }
 
+    /// Nanoseconds since boot.
+    pub(super) fn boot_ns(&self) -> io::Result<u64> {
+        self.read_clock().map(|clock| clock.boot_ns)
+    }
+
     fn read_clock(&self) -> io::Result<Clock> {
         bpf::test_run(attach::fd(&self.programs, "clock"))?;
         self.maps.clock.get(&0)?.ok_or_else(|| io::ErrorKind::NotFound.into())

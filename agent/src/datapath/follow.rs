@@ -36,6 +36,12 @@ pub(super) struct Endpoint {
     named: bool,
     /// The cgroup that programs are attached to.
     pub(super) watched: Option<u64>,
+    /// Its runtime may bring a network stack of its own.
+    pub(super) own_stack: bool,
+    /// It was there at this agent's first look.
+    pub(super) from_start: bool,
+    /// See [`layout::Endpoint::adopts_until`]; nothing before it has been written.
+    pub(super) adopts_until: Option<u32>,
     /// It may speak: its programs have run here.
     pub(super) live: bool,
     /// What `ENDPOINTS` holds for it.
@@ -49,7 +55,7 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn new(pod: &Pod) -> Self {
+    pub(super) fn new(pod: &Pod, from_start: bool) -> Self {
         let info = EndpointInfo { uid: Arc::clone(&pod.uid), host_network: pod.host_network, ..EndpointInfo::default() };
         Self {
             info,
@@ -58,6 +64,9 @@ impl Endpoint {
             placed: Instant::now(),
             named: false,
             watched: None,
+            own_stack: pod.runtime_class.is_some(),
+            from_start,
+            adopts_until: None,
             live: false,
             written: None,
             since_ns: 0,

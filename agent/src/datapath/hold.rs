@@ -12,11 +12,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use sekisho_core::layout::{Hold, hold};
+use sekisho_core::layout::{Hold, hold, mode};
 
 use super::Datapath;
 use super::cgroup::{PodCgroup, level_bits};
 use super::endpoint::boundary;
+use super::follow::Endpoint;
 
 /// Levels below `kubepods` at which pods lie: guaranteed ones directly, the others in the group of their class.
 const POD_LEVELS: [u32; 2] = [1, 2];
@@ -33,6 +34,13 @@ pub(super) struct Holding {
     /// Groups that are held, by id.
     pub(super) roots: BTreeMap<u64, PodCgroup>,
     written: Option<Hold>,
+}
+
+impl Holding {
+    /// Whether pods below this group are held.
+    fn holds(&self, path: &Path) -> bool {
+        self.roots.values().any(|root| root.path == path)
+    }
 }
 
 impl Datapath {
@@ -79,6 +87,14 @@ impl Datapath {
             self.holding.roots.insert(root.id, root);
         }
         Ok(())
+    }
+
+    /// Whether the sockets of a pod that is about to be attached for the first time have been held since it began. Not where it was
+    /// there before this agent: nobody knows what held it then.
+    pub(super) fn was_held(&self, endpoint: &Endpoint) -> bool {
+        let held = self.holding.written.is_some_and(|hold| hold.on == hold::HELD) && self.config.mode == mode::ENFORCE;
+        let below = endpoint.cgroup.as_ref().and_then(root_above).is_some_and(|(path, _)| self.holding.holds(path));
+        held && below && !endpoint.from_start && !endpoint.live
     }
 
     /// Live pods: those whose programs are attached, and whose addresses others know. They stay so until their group or their

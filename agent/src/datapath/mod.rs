@@ -47,6 +47,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
 use sekisho_core::layout::{self, Config};
@@ -102,6 +103,8 @@ pub struct Options {
     pub memory_budget: u64,
     /// This node's name.
     pub node: String,
+    /// How long after its first attachment an endpoint may have connections that nobody has seen.
+    pub adoption_window: Duration,
 }
 
 /// The data path of one node. Used by one thread.
@@ -146,6 +149,7 @@ pub struct Datapath {
     early: Vec<layout::Closing>,
     sweeper: sweep::Sweeper,
     holding: hold::Holding,
+    adoption_window: Duration,
     settler: settle::Settler,
 }
 
@@ -205,6 +209,7 @@ impl Datapath {
             early: Vec::new(),
             sweeper: sweep::Sweeper::default(),
             holding: hold::Holding::default(),
+            adoption_window: options.adoption_window,
             settler: settle::Settler::default(),
         };
         datapath.open_formers(&former);

@@ -41,7 +41,7 @@ impl Datapath {
         self.forget_absent(pods, &mut changes, &mut left);
         let unknown: Vec<&Arc<Pod>> = pods.iter().filter(|pod| !self.endpoints.contains_key(&pod.uid)).collect();
         for pod in unknown {
-            self.endpoints.insert(Arc::clone(&pod.uid), Endpoint::new(pod));
+            self.endpoints.insert(Arc::clone(&pod.uid), Endpoint::new(pod, self.looked.is_none()));
         }
         self.find_cgroups(pods, now, whole);
         self.note_sources(pods);

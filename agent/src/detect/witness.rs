@@ -99,7 +99,8 @@ impl Detector {
             self.suppress("scan", "one_way");
             return None;
         }
-        if flow.reason == reason::NO_CONNECTION || flow.opened == layout::UNKNOWN && outcome == Outcome::Tried {
+        let adopted = flow.opened == layout::UNKNOWN || flow.flags & flow_flags::ADOPTED != 0;
+        if flow.reason == reason::NO_CONNECTION || adopted && matches!(outcome, Outcome::Tried | Outcome::Denied | Outcome::Silent) {
             return None;
         }
         let source_port = if inbound { key.remote_port } else { key.local_port };

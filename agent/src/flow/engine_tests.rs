@@ -3,6 +3,8 @@ use std::collections::{HashMap, HashSet};
 use proptest::prelude::*;
 use sekisho_core::layout::{self, Flow, FlowEvent, FlowKey6, end_reason, event, reason, verdict};
 
+use sekisho_core::tcp::state;
+
 use super::testing::{Bench, Nobody, SECOND, at, event as told, flow, jiffies, layout_counters, view};
 use super::{Context, Moment, Now, Sighting, Table};
 
@@ -121,6 +123,22 @@ fn time_outs_by_table_and_protocol() {
         bench.sweep((2 + seconds) * SECOND + SECOND / 10, 1, &mut table);
         assert!(table.is_empty(), "{place:?} {protocol} too late");
         assert_eq!(bench.moments().last(), Some(&Moment::End(reason)), "{place:?} {protocol}");
+    }
+}
+
+/// A connection that policy cut tries again after two minutes at the latest, and must still be known as denied then.
+#[test]
+fn what_was_cut_is_known_for_longer_than_tcp_waits() {
+    for (state, seconds) in [(state::SYN_SENT, 30), (state::PROBE, 30), (state::ESTABLISHED, 150), (state::ADOPTED_REPLY, 150)] {
+        let mut bench = Bench::new(SECOND);
+        let (key, mut flow) = flow(2 * SECOND, 80);
+        (flow.verdict, flow.reason, flow.state) = (verdict::DENIED, reason::DEFAULT_DENY, state);
+        let mut table = HashMap::from([(key, (Table::Embryonic, flow))]);
+        bench.sweep((1 + seconds) * SECOND, 1, &mut table);
+        assert_eq!(table.len(), 1, "{state} too early");
+        bench.sweep((3 + seconds) * SECOND, 1, &mut table);
+        assert!(table.is_empty(), "{state} too late");
+        assert_eq!(bench.moments().last(), Some(&Moment::End(end_reason::DENIED)));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use sekisho_core::flows::Table;
 use sekisho_core::layout::{Flow, FlowKey6, verdict};
+use sekisho_core::tcp::state;
 
 use super::sweep::{closed, closing};
 
@@ -30,9 +31,9 @@ pub struct Idle {
     pub other_ns: u64,
     /// Other flows without an answer, and denied ones.
     pub unanswered_ns: u64,
-    /// Denied TCP: longer than the longest time between two retransmissions (120 s), so that a connection that was cut finds
-    /// its denial still there.
-    pub denied_tcp_ns: u64,
+    /// A TCP connection that was cut after it had begun: longer than the longest time between two retransmissions
+    /// (`TCP_RTO_MAX`, 120 s), so that the next one finds the denial still there.
+    pub cut_ns: u64,
     /// TCP, established.
     pub established_ns: u64,
     /// TCP, one side has said FIN.
@@ -49,7 +50,7 @@ impl Default for Idle {
             icmp_ns: 30 * SECOND,
             other_ns: 600 * SECOND,
             unanswered_ns: 30 * SECOND,
-            denied_tcp_ns: 150 * SECOND,
+            cut_ns: 150 * SECOND,
             established_ns: 7200 * SECOND,
             closing_ns: 600 * SECOND,
             closed_ns: 10 * SECOND,
@@ -61,7 +62,7 @@ impl Idle {
     /// How long this flow may be idle.
     pub(super) fn of(&self, table: Table, key: &FlowKey6, flow: &Flow) -> u64 {
         match (key.protocol, table) {
-            (TCP, _) if flow.verdict == verdict::DENIED => self.denied_tcp_ns,
+            (TCP, _) if flow.verdict == verdict::DENIED && begun(flow) => self.cut_ns,
             _ if flow.verdict == verdict::DENIED => self.unanswered_ns,
             (TCP, _) if closed(flow).is_some() => self.closed_ns,
             (ICMP | ICMPV6, _) => self.icmp_ns,
@@ -73,6 +74,11 @@ impl Idle {
             (_, Table::Established) => self.established_ns,
         }
     }
+}
+
+/// Whether a TCP flow is of a connection that had begun. A SYN that comes again is judged again in any case.
+fn begun(flow: &Flow) -> bool {
+    !matches!(flow.state, state::SYN_SENT | state::PROBE | 0)
 }
 
 #[cfg(test)]
@@ -94,11 +100,13 @@ mod tests {
 
     #[test]
     fn a_denied_connection_outlives_its_retransmissions() {
-        let denied = Flow { verdict: verdict::DENIED, ..Flow::ZERO };
+        let denied = Flow { verdict: verdict::DENIED, state: state::ESTABLISHED, ..Flow::ZERO };
         // Also where it was cut after a reset or a FIN.
         for tcp_flags in [[0, 0], [0x04, 0], [0x11, 0x11]] {
             assert!(idles(TCP, Table::Embryonic, &Flow { tcp_flags, ..denied }) > 120);
         }
         assert_eq!(idles(UDP, Table::Embryonic, &denied), 30);
+        let refused = Flow { state: state::SYN_SENT, ..denied };
+        assert_eq!(idles(TCP, Table::Embryonic, &refused), 30);
     }
 }

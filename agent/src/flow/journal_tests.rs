@@ -23,6 +23,7 @@ fn pod(name: &str, uid: &str, address: &str) -> Pod {
         ports: Vec::new(),
         config_hash: None,
         allow_sources: Vec::new(),
+        runtime_class: None,
     }
 }
 

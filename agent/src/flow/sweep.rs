@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use sekisho_core::flows::{Sweep, Table};
-use sekisho_core::layout::{self, Flow, FlowKey6, end_reason, verdict};
+use sekisho_core::layout::{self, Flow, FlowKey6, end_reason, flow_flags, verdict};
+use sekisho_core::tcp::state;
 
 use super::clock::Now;
 use super::conn_state::flag;
@@ -213,6 +214,7 @@ impl Engine {
         table == Table::Embryonic
             && flow.verdict != verdict::DENIED
             && flow.opened != layout::UNKNOWN
+            && flow.flags & flow_flags::ADOPTED == 0
             && flow.packets[1] == 0
             && !matches!(key.protocol, ICMP | ICMPV6)
             && age >= self.settings.silent_ns

@@ -94,6 +94,8 @@ pub struct Pod {
     pub config_hash: Option<Arc<str>>,
     /// Annotation `sekisho.dev/allow-sources`: foreign sources that the pod may use.
     pub allow_sources: Vec<ipnet::IpNet>,
+    /// `spec.runtimeClassName`: its sandbox may have a network stack of its own.
+    pub runtime_class: Option<Arc<str>>,
 }
 
 impl Pod {

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::TcAttachType;
@@ -23,7 +24,7 @@ use sekisho_core::layout::{AddressEntry, RuleKey, Rules, address_flags};
 use sekisho_lab::{CgroupLayout, Lab, Layout, Pod, PodSpec};
 
 fn options(lab: &Lab, tc_backend: TcBackend) -> Options {
-    Options { pin_dir: lab.pin_dir(), tc_backend, memory_budget: 32 << 20, node: "node-1".into() }
+    Options { pin_dir: lab.pin_dir(), tc_backend, memory_budget: 32 << 20, node: "node-1".into(), adoption_window: Duration::from_mins(1) }
 }
 
 fn manifest(pod: &Pod, host_network: bool) -> Arc<Manifest> {
@@ -42,6 +43,7 @@ fn manifest(pod: &Pod, host_network: bool) -> Arc<Manifest> {
         ports: Vec::new(),
         config_hash: None,
         allow_sources: Vec::new(),
+        runtime_class: None,
     })
 }
 

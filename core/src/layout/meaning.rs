@@ -119,6 +119,20 @@ numbers! {
     }
 }
 
+numbers! {
+    /// [`Flow::basis`](crate::layout::Flow::basis): what shows who opened the flow, and so whose right to open it is judged.
+    pub mod basis: u32 {
+        /// The opener was seen, or a kernel named it. Where [`Flow::opened`](crate::layout::Flow::opened) is unknown, either may be.
+        PROVEN = 0 "proven",
+        /// Nothing: the endpoint sent the first packet, and must be allowed to open.
+        SENT = 1 "sent",
+        /// Nothing: the remote sent the first packet, and must be allowed to open.
+        RECEIVED = 2 "received",
+        /// What the first packet or the endpoint's sockets say, which whoever profits from it can forge. Both must be allowed.
+        BOTH = 3 "both",
+    }
+}
+
 /// Bits of [`Flow::flags`].
 pub mod flow_flags {
     /// A policy isolates the endpoint in the judged direction.
@@ -147,6 +161,8 @@ pub mod endpoint_flags {
     pub const HOST_NETWORK: u32 = 4;
     /// Replies may pass unseen: failure-based evidence is off.
     pub const ONE_WAY: u32 = 8;
+    /// May have a network stack of its own (gVisor, Kata): the kernel may not know its sockets.
+    pub const OWN_STACK: u32 = 256;
 }
 
 /// Bits of [`AddressEntry::flags`].

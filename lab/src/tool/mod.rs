@@ -13,6 +13,7 @@ mod rr;
 mod scan;
 mod serve;
 mod spray;
+mod stray;
 
 use std::env;
 use std::path::PathBuf;
@@ -49,6 +50,9 @@ sekisho-lab COMMAND
   scan connect|syn ADDR FIRST LAST          try ports
   spray tcp|udp|sockets FROM TO:PORT COUNT PER_SECOND   each a new flow (0: as fast as possible): raw packets, or UDP sockets
   hostile INTERFACE SCENE SECONDS           raw frames of every shape that policy must stop; SCENE is JSON
+  segments FLAGS FROM TO:PORT BYTES COUNT   raw TCP segments with these flags (letters of FSRPAU, or -), each from another port
+  forge PORT ADDR:PORT SECONDS              send on a connection that no handshake began, beside a listener on PORT
+  stream ADDR:PORT PER_SECOND SECONDS [FROM]   datagrams from one socket, whatever comes back; tell how many answers came, and when the last
   rr tcp|crr|udp ADDR:PORT SECONDS          request and response, one after the other
 ";
 
@@ -139,6 +143,20 @@ fn run(words: &[&str]) -> Result<bool> {
             number(rate)?,
         ),
         ["hostile", interface, scene, seconds] => hostile::main(interface, scene, seconds_of(seconds)?),
+        ["segments", flags, from, to, bytes, count] => stray::segments(
+            flags,
+            from.parse().context("not an address")?,
+            to.parse().context("not ADDR:PORT")?,
+            number(bytes)?,
+            number(count)?,
+        ),
+        ["forge", port, target, seconds] => stray::forge(number(port)?, target.parse().context("not ADDR:PORT")?, seconds_of(seconds)?),
+        ["stream", target, rate, seconds, from @ ..] => stray::stream(
+            target.parse().context("not ADDR:PORT")?,
+            number(rate)?,
+            seconds_of(seconds)?,
+            from.first().map_or(Ok(0), |port| number(port))?,
+        ),
         ["rr", kind, target, seconds] => rr::main(kind, target.parse().context("not ADDR:PORT")?, seconds_of(seconds)?),
         _ => bail!("no such command\n{HELP}"),
     }

@@ -10,6 +10,7 @@ mod headers;
 mod limits;
 mod node;
 mod pieces;
+mod sockets;
 
 use sekisho_core::layout::{Process, SocketFrame};
 use sekisho_lab::programs::Skb;

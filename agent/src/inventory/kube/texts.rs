@@ -65,6 +65,7 @@ impl Texts {
             ports: pod.ports.iter().map(|(name, port, protocol)| (self.text(name), *port, *protocol)).collect(),
             config_hash: pod.config_hash.clone(),
             allow_sources: pod.allow_sources.clone(),
+            runtime_class: self.optional(pod.runtime_class.as_ref()),
         }
     }
 

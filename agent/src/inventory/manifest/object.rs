@@ -196,6 +196,7 @@ fn pod(at: &At<'_>, metadata: Metadata) -> Result<Pod, FieldError> {
         ports: container_ports(&spec)?,
         config_hash,
         allow_sources: allow_sources(&annotations.field("sekisho.dev/allow-sources"))?,
+        runtime_class: spec.field("runtimeClassName").text()?,
     })
 }
 

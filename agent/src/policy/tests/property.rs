@@ -95,6 +95,7 @@ fn pod() -> impl Strategy<Value = Pod> {
         ports,
         config_hash: None,
         allow_sources: Vec::new(),
+        runtime_class: None,
     })
 }
 

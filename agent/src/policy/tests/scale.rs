@@ -38,6 +38,7 @@ fn large() -> Snapshot {
             ports: vec![("http".into(), 8080, 6)],
             config_hash: None,
             allow_sources: Vec::new(),
+            runtime_class: None,
         };
         Arc::make_mut(&mut snapshot.pods).insert((namespace, name), Arc::new(pod));
     }
