@@ -23,6 +23,7 @@ mod promote;
 mod read;
 mod scratch;
 mod slow;
+mod source;
 mod tables;
 
 use aya_ebpf::EbpfContext;

@@ -7,6 +7,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use sekisho_core::ends::Ends;
 use sekisho_core::layout::{Flow, FlowKey4, FlowKey6, FragmentKey};
+use sekisho_core::parse::neighbour::Claims;
 use sekisho_core::parse::{Packet, Window};
 use sekisho_core::verdict::Judgement;
 
@@ -76,8 +77,22 @@ pub(crate) struct Scratch {
     pub(crate) opened: u8,
     /// The state a new flow starts in.
     pub(crate) state: u8,
+    /// 1 = the endpoint is known, and what it may send as is checked.
+    pub(crate) admitted: u8,
+    /// 1 = sent in another's name.
+    pub(crate) forged: u8,
+    /// 1 = of a kind that a pod without an address may send.
+    pub(crate) exempt: u8,
+    /// 1 = the packet shows no addresses.
+    pub(crate) hidden: u8,
+    /// `mac_tag` of the frame's sender, where the endpoint sent it; 0 = no frame.
+    pub(crate) sender: u32,
+    /// `mac_tag` of the endpoint; 0 = not to be checked.
+    pub(crate) mac_tag: u32,
+    /// What the packet tells its sender's neighbours.
+    pub(crate) claims: Claims,
     /// Zero.
-    pub(crate) pad: [u8; 4],
+    pub(crate) pad: u32,
     /// Wire segments.
     pub(crate) segments: u64,
     /// IP bytes.

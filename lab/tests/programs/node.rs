@@ -144,10 +144,10 @@ pub(super) fn flow_with(
 ) -> Option<Flow> {
     let table = table.trim_end_matches('4');
     let found = if v6 {
-        let key = FlowKey6 { endpoint: 1, remote: who.v6(), local_port, remote_port, protocol, pad: [0; 3] };
+        let key = FlowKey6 { endpoint: 1, remote: who.v6(), local_port, remote_port, protocol, forged: 0, pad: [0; 2] };
         programs.get(&format!("{table}6"), &key)
     } else {
-        let key = FlowKey4 { endpoint: 1, remote: who.v4(), local_port, remote_port, protocol, pad: [0; 3] };
+        let key = FlowKey4 { endpoint: 1, remote: who.v4(), local_port, remote_port, protocol, forged: 0, pad: [0; 2] };
         programs.get(&format!("{table}4"), &key)
     };
     found.expect("reads")
