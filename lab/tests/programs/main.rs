@@ -8,8 +8,10 @@ mod forged;
 mod frames;
 mod headers;
 mod limits;
+mod neighbours;
 mod node;
 mod pieces;
+mod senders;
 
 use sekisho_core::layout::{Process, SocketFrame};
 use sekisho_lab::programs::Skb;

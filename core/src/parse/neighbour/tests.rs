@@ -78,14 +78,7 @@ fn messages_that_carry_something_else_are_refused() {
 
 #[test]
 fn arp_is_read_behind_tags() {
-    let body = [
-        &[0, 1, 8, 0, 6, 4, 0, 2][..],
-        &MAC,
-        &[10, 0, 0, 2],
-        &[2, 0, 0, 0, 0, 3],
-        &[10, 0, 0, 3],
-    ]
-    .concat();
+    let body = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &MAC, &[10, 0, 0, 2], &[2, 0, 0, 0, 0, 3], &[10, 0, 0, 3]].concat();
     for tags in 0..=2 {
         let frame = [&[0; 12][..], &[0x81, 0, 0, 5].repeat(tags), &[8, 6], &body].concat();
         let (mut packet, mut claims) = (Packet::EMPTY, Claims::NONE);
