@@ -47,7 +47,7 @@ counters! {
     UNSUPPORTED = 15 "unsupported",
     /// Later fragments whose first was not seen.
     FRAGMENT_ORPHAN = 16 "fragment_orphan",
-    /// Packets from addresses that are not the endpoint's.
+    /// Flows of packets that the endpoint sends in another's name.
     SPOOFED = 17 "spoofed",
     /// Packets of a second local address that met a live key of the first.
     COLLISION = 18 "collision",
@@ -59,7 +59,7 @@ counters! {
     CLOSING_FULL = 21 "closing_full",
     /// Flows judged again with another outcome.
     VERDICT_CHANGED = 22 "verdict_changed",
-    /// Non-IP frames, passed.
+    /// Non-IP frames other than ARP: dropped where the pod is isolated.
     NON_IP = 23 "non_ip",
     /// TCP without SYN that belongs to no flow and was dropped.
     NO_CONNECTION = 24 "no_connection",
@@ -67,4 +67,6 @@ counters! {
     HELD = 25 "held",
     /// Packets of pods whose policy is not in force yet, passed unjudged.
     UNJUDGED = 26 "unjudged",
+    /// Unicast frames for another station that a bridge flooded to the pod.
+    FLOODED = 27 "flooded",
 }

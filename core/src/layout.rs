@@ -85,9 +85,12 @@ boundary! {
         pub remote_port: u16,
         /// IP protocol number.
         pub protocol: u8,
-        /// Zero. Only packets that are denied without asking the policy have their [`reason`] in the first byte: what
-        /// is remembered of them says nothing about packets that can be judged.
-        pub pad: [u8; 3],
+        /// [`reason`] of packets that are denied without asking the policy, forged ones included; 0 = policy judges. They have
+        /// flows of their own: what is remembered of them says nothing about packets that can be judged, nor about those of
+        /// the endpoint that they impersonate.
+        pub cause: u8,
+        /// Zero.
+        pub pad: [u8; 2],
     } = 16;
 
     /// Key of an IPv6 flow; also the family-neutral form in events and queues (IPv4 v4-mapped).
@@ -102,8 +105,10 @@ boundary! {
         pub remote_port: u16,
         /// IP protocol number (1 and 58 for the two ICMPs).
         pub protocol: u8,
-        /// See [`FlowKey4::pad`].
-        pub pad: [u8; 3],
+        /// See [`FlowKey4::cause`].
+        pub cause: u8,
+        /// Zero.
+        pub pad: [u8; 2],
     } = 28;
 
     /// One flow. The first 64 bytes are touched by every packet, the rest is written at insert.
@@ -129,12 +134,8 @@ boundary! {
         pub verdict: u8,
         /// [`EGRESS`], [`INGRESS`] or [`UNKNOWN`].
         pub opened: u8,
-        /// Bits of [`flow_flags`].
-        pub flags: u8,
-        /// [`reason`](crate::layout::reason) number; 0 where not denied.
-        pub reason: u8,
-        /// TCP flags of the first packet.
-        pub first_flags: u8,
+        /// [`mac_tag`](crate::parse::neighbour::mac_tag) of the endpoint's MAC, little-endian; zero = not checked.
+        pub mac_tag: [u8; 3],
         /// First packet of this life of the flow, boottime.
         pub start_ns: u64,
         /// First packet of its first life; survives a change of verdict and seeds `flow_id`.
@@ -153,14 +154,20 @@ boundary! {
         pub rule: u32,
         /// ICMP type and code of the first packet.
         pub icmp: [u8; 2],
-        /// Source MAC where the source was spoofed, else zero.
+        /// Source MAC where the packet was forged, else zero.
         pub mac: [u8; 6],
         /// SYN to SYN-ACK in microseconds; 0 = not measured.
         pub rtt_us: u32,
         /// Epoch for which one CPU has claimed the change of verdict; all ones where one takes the flow out.
         pub claim: u32,
+        /// Bits of [`flow_flags`].
+        pub flags: u8,
+        /// [`reason`](crate::layout::reason) number; 0 where not denied.
+        pub reason: u8,
+        /// TCP flags of the first packet.
+        pub first_flags: u8,
         /// [`basis`](crate::layout::basis) number.
-        pub basis: u32,
+        pub basis: u8,
     } = 128 + NEXT;
 
     /// What the kernel programs say over the ring buffers.
@@ -233,7 +240,9 @@ boundary! {
         pub netns: u32,
         /// Boottime in seconds until which the endpoint may have connections older than its attachment; 0 = it has none.
         pub adopts_until: u32,
-    } = 304;
+        /// Last half of the pod's own link-local address; zero = not checked.
+        pub link_local: [u8; 8],
+    } = 312;
 
     /// What the kernel keeps per endpoint, in `ENDPOINT_STATES`. Only the kernel writes it.
     pub struct EndpointState {
@@ -244,8 +253,8 @@ boundary! {
         pub insert_tokens: [u64; 4],
         /// Low 32 bits of jiffies of the last refill.
         pub refilled: u32,
-        /// Zero.
-        pub pad: u32,
+        /// Low 32 bits of jiffies, the lowest set, at which the pod last asked for an address by DHCP; 0 = never.
+        pub asked: u32,
         /// Entries that entered `established`, both families.
         pub established_in: u64,
         /// Entries that the kernel removed from `established`.

@@ -12,29 +12,22 @@ use sekisho_core::tcp;
 
 use crate::emit::{self, count, stateless};
 use crate::kernel::zero;
-use crate::open::{KEPT, flags, lent, owns};
+use crate::open::{KEPT, flags};
 use crate::promote::{entered, left};
 use crate::scratch::{self, Scratch};
 use crate::slow::{DROP, PASS};
 use crate::tables::{self, ANY, Entry, table};
 
-/// What only the first packet could show: who opened, that the node itself did, that the source was forged.
+/// What only the first packet could show: who opened, that the node itself did.
 #[inline(always)]
 pub(crate) fn recall(scratch: &mut Scratch, entry: Entry) {
     scratch.opened = entry.opened;
     scratch.state = 0;
     // What the opener itself sends needs no other right than its own.
     let shown = entry.basis;
-    scratch.basis = if shown == basis::BOTH && entry.opened == scratch.direction { basis::PROVEN } else { shown } as u8;
+    scratch.basis = if shown == basis::BOTH as u8 && entry.opened == scratch.direction { basis::PROVEN as u8 } else { shown };
     if entry.flags & flow_flags::OWN_NODE != 0 {
         scratch.own_node = 1;
-    }
-    if scratch.direction == EGRESS || scratch.cause != 0 {
-        return;
-    }
-    let own = tables::endpoint(scratch.endpoint).is_none_or(|endpoint| owns(endpoint, &entry.local) || lent(endpoint, &entry.local) != 0);
-    if entry.reason == reason::SPOOFED_SOURCE && (!own || entry.mac != [0; 6]) {
-        scratch.cause = reason::SPOOFED_SOURCE;
     }
 }
 
@@ -45,9 +38,10 @@ pub(crate) extern "C" fn packet(slot: u32, entry: *mut Flow) -> u32 {
     let (Some(scratch), Some(entry)) = (scratch::at(slot), NonNull::new(entry).map(Entry)) else { return PASS };
     let rule = if scratch.mode == mode::OBSERVE { 0 } else { scratch.judgement.rule };
     if scratch.verdict == entry.verdict && scratch.why == entry.reason {
+        entry.mark(scratch.mac_tag);
         let flow = entry.raw();
         flow.epoch = scratch.epoch;
-        flow.basis = u32::from(scratch.basis);
+        flow.basis = scratch.basis;
         return KEPT;
     }
     let flags = flags(scratch) | (entry.flags & (flow_flags::UNREACHABLE | flow_flags::ADOPTED));
@@ -59,6 +53,8 @@ pub(crate) extern "C" fn packet(slot: u32, entry: *mut Flow) -> u32 {
     entry.copy_to(&mut scratch.flow);
     scratch.flow.rule = rule;
     scratch.flow.flags = flags;
+    let [first, second, third, _] = scratch.mac_tag.to_le_bytes();
+    scratch.flow.mac_tag = [first, second, third];
     restart(scratch);
     let target = place(scratch);
     if !shift(scratch, target) {
@@ -93,7 +89,7 @@ fn restart(scratch: &mut Scratch) {
         flow.tcp_flags[1] |= scratch.packet.tcp_flags;
     }
     flow.epoch = scratch.epoch;
-    flow.basis = u32::from(scratch.basis);
+    flow.basis = scratch.basis;
     flow.last = scratch.jiffies;
     flow.start_ns = now;
     flow.set = scratch.set;

@@ -1,7 +1,7 @@
 //! ICMP errors belong to the flow of the header inside them.
 
 use sekisho_core::layout::{flow_flags, verdict};
-use sekisho_core::parse::{Kind, protocol};
+use sekisho_core::parse::{Kind, fits_error, fragment, protocol};
 use sekisho_core::tcp::state;
 
 use crate::emit;
@@ -15,7 +15,15 @@ use crate::{read, slow};
 #[unsafe(export_name = "icmp_error")]
 pub(crate) extern "C" fn belongs(slot: u32) -> u32 {
     let Some(scratch) = scratch::at(slot) else { return 0 };
+    let packet = &scratch.packet;
+    if packet.fragment != fragment::WHOLE || !fits_error(packet.family, packet.total) || scratch.large != 0 {
+        return 0;
+    }
     if read::quoted(slot) != Kind::Flow as u32 || scratch.reading.family != scratch.packet.family {
+        return 0;
+    }
+    // Nobody else may be sent a quote: it would reach addresses that no policy allows.
+    if !equal(&scratch.packet.destination, &scratch.reading.source) {
         return 0;
     }
     // Who gets the error sent what it quotes.

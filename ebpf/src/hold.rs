@@ -16,7 +16,7 @@ use aya_ebpf::helpers::generated::{
 use sekisho_core::counters;
 use sekisho_core::layout::hold::{HELD, OFF};
 use sekisho_core::layout::{AddressEntry, EGRESS, address_flags, mode};
-use sekisho_core::parse::{Window, discovers, link_local, mapped, protocol};
+use sekisho_core::parse::{Window, discovers, discovers_on_link, link_local, mapped, protocol};
 
 use crate::budget::config;
 use crate::emit::count;
@@ -174,12 +174,14 @@ fn free6(window: &Direct, direction: u8) -> bool {
     if local == LOOPBACK || is_node(&local) {
         return true;
     }
+    let Some(to) = window.get::<16>(24) else { return false };
+    let discovers = |kind| if direction == EGRESS { discovers_on_link(kind, hops, &to) } else { discovers(kind, hops, &to) };
     match next {
-        protocol::ICMP6 => window.get::<1>(40).is_some_and(|[kind]| discovers(kind, hops)),
+        protocol::ICMP6 => window.get::<1>(40).is_some_and(|[kind]| discovers(kind)),
         // Listener reports carry a router alert before them.
         0 => {
             window.get::<8>(40).is_some_and(|options| options[0] == protocol::ICMP6)
-                && window.get::<1>(48).is_some_and(|[kind]| discovers(kind, hops))
+                && window.get::<1>(48).is_some_and(|[kind]| discovers(kind))
         }
         protocol::UDP => match ports(window, 40) {
             // To the group of servers, and from a neighbour.

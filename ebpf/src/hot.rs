@@ -5,7 +5,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use sekisho_core::counters;
 use sekisho_core::layout::{CGROUP_ENDPOINT, Config, EGRESS, FlowKey4, FlowKey6, INGRESS, mode, verdict};
-use sekisho_core::parse::{self, Fast, Window, protocol};
+use sekisho_core::parse::{self, Fast, Window, neighbour, protocol};
 use sekisho_core::tcp::{self, state};
 
 use crate::budget::config;
@@ -28,6 +28,8 @@ pub(crate) enum Fate {
 pub(crate) trait Hook {
     /// Bytes before the IP header.
     const LINK: usize;
+    /// [`mac_tag`](neighbour::mac_tag) of the frame's sender; 0 where there is no frame.
+    fn sender(window: &Direct) -> u32;
     /// The IP version in `window`; 0 = not IP, or not at once to be seen.
     fn version(window: &Direct) -> u8;
     /// The number that keys bear.
@@ -52,6 +54,11 @@ pub(crate) struct Cgroup;
 
 impl Hook for Tc {
     const LINK: usize = 14;
+
+    #[inline(always)]
+    fn sender(window: &Direct) -> u32 {
+        window.sender().map_or(0, |(high, low)| neighbour::tag_of(high, low))
+    }
 
     #[inline(always)]
     fn version(window: &Direct) -> u8 {
@@ -103,6 +110,11 @@ impl Hook for Cgroup {
     const LINK: usize = 0;
 
     #[inline(always)]
+    fn sender(_: &Direct) -> u32 {
+        0
+    }
+
+    #[inline(always)]
     fn version(window: &Direct) -> u8 {
         window.get::<1>(0).map_or(0, |[first]| first >> 4)
     }
@@ -149,6 +161,8 @@ fn stamp(endpoint: u32) -> u32 {
 struct Hit {
     counted: bool,
     direction: u8,
+    /// See [`Hook::sender`]; 0 of what the endpoint receives.
+    sender: u32,
     epoch: u32,
     protocol: u8,
     flags: u8,
@@ -173,13 +187,14 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
     }
     let counted = config.paired != 0 && H::counted(skb, endpoint, direction);
     let window = Direct::new(skb);
+    let sender = if direction == EGRESS { H::sender(&window) } else { 0 };
     let mut found = Found { entry: None, table: 0 };
     // One way into the slow path.
     let scratch = 'read: {
         match H::version(&window) {
             4 => {
                 if let Some(fast) = parse::fast4(&window, H::LINK) {
-                    let hit = Hit::of(&fast, direction, config.epoch, counted);
+                    let hit = Hit::of(&fast, (direction, sender), config.epoch, counted);
                     let (local, remote, local_port, remote_port) = sides(&fast, direction);
                     let key =
                         Key4 { endpoint, remote: u32::from_ne_bytes(remote), local_port, remote_port, protocol: u32::from(fast.protocol) };
@@ -202,7 +217,7 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
             }
             6 => {
                 if let Some(fast) = parse::fast6(&window, H::LINK) {
-                    let hit = Hit::of(&fast, direction, config.epoch, counted);
+                    let hit = Hit::of(&fast, (direction, sender), config.epoch, counted);
                     let (local, remote, local_port, remote_port) = sides(&fast, direction);
                     let key = Key6 { remote: words(&remote), endpoint, local_port, remote_port, protocol: u32::from(fast.protocol) };
                     let known = known::<V6>(skb, key.as_key(), &hit, |entry| equal(&entry.local, &local));
@@ -228,6 +243,7 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
     scratch.direction = direction;
     scratch.link = H::LINK as u8;
     scratch.met = u8::from(counted);
+    scratch.sender = sender;
     scratch.table = found.table;
     let slot = scratch.slot;
     let fate = answer(slow::packet(skb.0, slot, tables::pointer(found.entry)));
@@ -247,8 +263,9 @@ fn crowded(config: &Config) -> Fate {
 
 impl Hit {
     #[inline(always)]
-    fn of<const N: usize>(fast: &Fast<N>, direction: u8, epoch: u32, counted: bool) -> Self {
-        Self { counted, direction, epoch, protocol: fast.protocol, flags: fast.tcp_flags, total: fast.total, headers: fast.headers }
+    fn of<const N: usize>(fast: &Fast<N>, (direction, sender): (u8, u32), epoch: u32, counted: bool) -> Self {
+        let (protocol, flags, total, headers) = (fast.protocol, fast.tcp_flags, fast.total, fast.headers);
+        Self { counted, direction, sender, epoch, protocol, flags, total, headers }
     }
 }
 
@@ -330,7 +347,7 @@ fn known<F: Family>(skb: Skb, key: &F::Key, hit: &Hit, local: impl Fn(Entry) -> 
             return Err(Found { entry: F::find(key, table::EMBRYONIC), table: table::EMBRYONIC });
         };
         let quiet = hit.flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0 && entry.state == state::ESTABLISHED;
-        if !quiet || entry.epoch != hit.epoch || !local(entry) {
+        if !quiet || entry.epoch != hit.epoch || !local(entry) || !entry.bears(hit.sender) {
             return Err(Found { entry: Some(entry), table: table::ESTABLISHED });
         }
         if !hit.counted {
@@ -348,7 +365,7 @@ fn known<F: Family>(skb: Skb, key: &F::Key, hit: &Hit, local: impl Fn(Entry) -> 
     };
     let side = entry.side(hit.direction);
     // The first reply promotes.
-    if entry.epoch != hit.epoch || !local(entry) || (side == 1 && table != table::ANSWERED) {
+    if entry.epoch != hit.epoch || !local(entry) || !entry.bears(hit.sender) || (side == 1 && table != table::ANSWERED) {
         return Err(Found { entry: Some(entry), table });
     }
     if !hit.counted {

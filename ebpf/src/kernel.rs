@@ -217,6 +217,16 @@ impl Direct {
         Self { data, end, length: skb.len() as usize }
     }
 
+    /// The source address of an Ethernet header: its first two and its last four bytes.
+    #[inline(always)]
+    pub(crate) fn sender(&self) -> Option<(u16, u32)> {
+        if self.data + 12 > self.end {
+            return None;
+        }
+        // SAFETY: checked against the end of the packet, which the verifier insists on.
+        Some(unsafe { (((self.data + 6) as *const u16).read_unaligned(), ((self.data + 8) as *const u32).read_unaligned()) })
+    }
+
     /// Where a `T` lies in the packet, to be read and written.
     #[inline(always)]
     pub(crate) fn place<T>(&self, offset: usize) -> Option<*mut T> {

@@ -25,6 +25,7 @@ mod read;
 mod scratch;
 mod slow;
 mod sockets;
+mod source;
 mod tables;
 
 use aya_ebpf::EbpfContext;

@@ -33,7 +33,8 @@ fn key4(merge: &Merge) -> FlowKey4 {
         local_port: key.local_port,
         remote_port: key.remote_port,
         protocol: key.protocol,
-        pad: key.pad,
+        cause: key.cause,
+        pad: [0; 2],
     }
 }
 

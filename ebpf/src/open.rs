@@ -7,25 +7,28 @@ use sekisho_core::counters;
 use sekisho_core::layout::{
     EGRESS, Endpoint, Flow, INGRESS, UNKNOWN, basis, contact, end_reason, endpoint_flags, flow_flags, mode, reason, verdict,
 };
-use sekisho_core::parse::{Window, fragment, link_local, protocol};
+use sekisho_core::parse::neighbour::mac_tag;
+use sekisho_core::parse::{Window, fragment, protocol};
 use sekisho_core::tcp::{self, state};
 use sekisho_core::verdict::{Question, isolated, judge, settle};
 
 use crate::budget::{self, config};
 use crate::emit::{self, count, stateless};
-use crate::hot::{equal, words};
+use crate::hot::equal;
 use crate::kernel::{Direct, Skb, add, zero};
 use crate::promote::left;
 use crate::scratch::{self, Scratch, task};
 use crate::sockets::{self, bound};
 use crate::slow::{DROP, PASS, is_tcp, one_way};
 use crate::tables::{self, EEXIST, Entry, Maps, NOEXIST, OVER, table};
-use crate::{change, close, origin, own_node};
+use crate::{change, close, origin, own_node, slow, source};
 
 /// The packet's fate is up to the flow that is now in its table.
 pub(crate) const KEPT: u32 = 2;
 /// The endpoint is ours.
-const ADMITTED: u32 = 3;
+pub(crate) const ADMITTED: u32 = 3;
+/// Every namespace's loopback interface.
+const LOOPBACK: u32 = 1;
 
 /// Judges the packet and does the scratch's task; `found` is the entry under its key.
 #[inline(never)]
@@ -33,17 +36,16 @@ const ADMITTED: u32 = 3;
 pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow) -> u32 {
     let Some(scratch) = scratch::at(slot) else { return PASS };
     let found = NonNull::new(found).map(Entry);
-    if admit(ctx, scratch) == PASS {
-        return PASS;
-    }
+    seen(scratch);
     match found {
         Some(entry) if scratch.task == task::AGAIN => change::recall(scratch, entry),
+        _ if scratch.forged != 0 => forged(scratch),
         _ => {
             origin::find(ctx, slot, tables::pointer(found));
         }
     }
     let allowed = ask(ctx, scratch) != 0;
-    if !matches!(scratch.cause, 0 | reason::SPOOFED_SOURCE) && allowed {
+    if scratch.cause != 0 && scratch.forged == 0 && allowed {
         return PASS;
     }
     outcome(scratch, allowed);
@@ -56,6 +58,26 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
     }
     build(ctx, scratch);
     keep(scratch, found)
+}
+
+/// Counts the packet as the endpoint's.
+#[inline(always)]
+fn seen(scratch: &Scratch) {
+    if let Some(state) = tables::state(scratch.index) {
+        let seen = if scratch.direction == INGRESS { &mut state.packets[1] } else { &mut state.packets[0] };
+        add(seen, scratch.segments);
+    }
+}
+
+/// What is sent in another's name is the endpoint's doing, whatever its flags say.
+#[inline(always)]
+fn forged(scratch: &mut Scratch) {
+    scratch.opened = EGRESS;
+    scratch.state = match scratch.packet.protocol {
+        protocol::TCP if tcp::opens(scratch.packet.tcp_flags) => state::SYN_SENT,
+        protocol::TCP => state::PROBE,
+        _ => 0,
+    };
 }
 
 /// Nothing to remember: the connection is over, and was not known.
@@ -122,6 +144,10 @@ fn hold_on(scratch: &mut Scratch) {
 /// Whether the flow in `entry` makes room for the scratch's. Sets the task to none where one record is enough.
 #[inline(always)]
 fn yields(scratch: &mut Scratch, entry: Entry) -> bool {
+    // Another source under the same key.
+    if scratch.forged != 0 {
+        return true;
+    }
     let denied = scratch.flow.verdict == verdict::DENIED;
     let opens = is_tcp(scratch) && tcp::opens(scratch.packet.tcp_flags);
     if denied && entry.verdict == verdict::DENIED && !opens {
@@ -177,9 +203,12 @@ fn dispose(scratch: &Scratch) -> u32 {
     DROP
 }
 
-/// Fetches the endpoint and checks who speaks. [`PASS`] = the packet is no business of ours.
-#[inline(always)]
-fn admit(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+/// Fetches the endpoint and checks who speaks: [`ADMITTED`], or [`PASS`] where the packet is no business of ours, or [`DROP`].
+#[inline(never)]
+#[unsafe(export_name = "admit_packet")]
+pub(crate) extern "C" fn admit(ctx: *mut __sk_buff, slot: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return PASS };
+    scratch.admitted = 1;
     let Some(endpoint) = tables::endpoint(scratch.endpoint) else {
         count(counters::NO_ENDPOINT);
         return PASS;
@@ -188,14 +217,11 @@ fn admit(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
     scratch.set = endpoint.set;
     scratch.instance = endpoint.instance;
     scratch.endpoint_flags = endpoint.flags;
-    if let Some(state) = tables::state(endpoint.index) {
-        let seen = if scratch.direction == INGRESS { &mut state.packets[1] } else { &mut state.packets[0] };
-        add(seen, scratch.segments);
-    }
+    scratch.mac_tag = if scratch.link == 0 { 0 } else { mac_tag(endpoint.mac) };
     let host = endpoint.flags & endpoint_flags::HOST_NETWORK != 0;
     let ends = &scratch.ends;
-    // Cannot come over a veth; inside a pod or on the node it is a talk with oneself.
-    if scratch.link == 0 && (equal(&ends.local, &ends.remote) || loopback(&ends.remote)) {
+    // Cannot come over a veth; inside a pod or on the node it is a talk with oneself, and what comes from elsewhere and says so lies.
+    if scratch.link == 0 && (loopback(&ends.remote) || (equal(&ends.local, &ends.remote) && (host || Skb(ctx).ifindex() == LOOPBACK))) {
         return PASS;
     }
     if host {
@@ -206,42 +232,28 @@ fn admit(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
         if Skb(ctx).has_socket() && owns(endpoint, &ends.remote) {
             return PASS;
         }
+        if source::flooded(ctx, scratch, endpoint) {
+            return source::overheard(endpoint.flags);
+        }
         if scratch.link == 0 && endpoint.node_netns != 0 && isolated(endpoint.flags, INGRESS) {
             scratch.own_node = own_node::connected(ctx, scratch.slot, u32::from(endpoint.node_netns - 1)) as u8;
         }
         return ADMITTED;
     }
-    if owns(endpoint, &ends.remote) {
+    if source::forged(ctx, scratch, endpoint) {
+        forge(scratch, reason::SPOOFED_SOURCE);
+    } else if owns(endpoint, &scratch.ends.remote) {
         return PASS;
-    }
-    let own = owns(endpoint, &ends.local) || link_local(&ends.local);
-    if scratch.cause == 0 && if own { foreign_mac(ctx, scratch, endpoint) } else { lent(endpoint, &ends.local) == 0 } {
-        scratch.cause = reason::SPOOFED_SOURCE;
     }
     ADMITTED
 }
 
-/// Whether the endpoint may speak for an address that is not its own: 1 = yes.
-#[inline(never)]
-pub(crate) fn lent(endpoint: &Endpoint, address: &[u8; 16]) -> u32 {
-    let address = words(address);
-    for (source, mask) in endpoint.sources.iter().zip(&endpoint.masks) {
-        let (source, mask) = (words(source), words(mask));
-        if ((address[0] ^ source[0]) & mask[0]) | ((address[1] ^ source[1]) & mask[1]) == 0 {
-            return 1;
-        }
-    }
-    0
-}
-
-/// Whether the frame bears another MAC than the pod's.
+/// The packet is not the endpoint's to send, for `cause`: nothing that is known under its key is about it.
 #[inline(always)]
-fn foreign_mac(ctx: *mut __sk_buff, scratch: &Scratch, endpoint: &Endpoint) -> bool {
-    let own = endpoint.mac;
-    if scratch.link == 0 || own == [0; 6] {
-        return false;
-    }
-    Direct::new(Skb(ctx)).get::<6>(6).is_some_and(|mac| mac != own)
+pub(crate) fn forge(scratch: &mut Scratch, cause: u8) {
+    scratch.cause = cause;
+    scratch.forged = 1;
+    slow::key(scratch);
 }
 
 /// Whether an address is one of the endpoint's.
@@ -382,13 +394,11 @@ fn one(scratch: &mut Scratch, direction: u8) {
 /// Verdict and reason of what the tables said, in the present mode.
 #[inline(always)]
 fn outcome(scratch: &mut Scratch, allowed: bool) {
-    (scratch.verdict, scratch.why) = if scratch.cause == reason::SPOOFED_SOURCE {
+    (scratch.verdict, scratch.why) = if scratch.forged != 0 {
         match scratch.mode {
             mode::OBSERVE => (verdict::ALLOWED, 0),
-            mode::ENFORCE if !allowed || config().is_some_and(|config| config.spoof_enforce != 0) => {
-                (verdict::DENIED, reason::SPOOFED_SOURCE)
-            }
-            _ => (verdict::AUDIT, reason::SPOOFED_SOURCE),
+            mode::ENFORCE if !allowed || config().is_some_and(|config| config.spoof_enforce != 0) => (verdict::DENIED, scratch.cause),
+            _ => (verdict::AUDIT, scratch.cause),
         }
     } else {
         let why = if scratch.cause == 0 && scratch.opened == UNKNOWN { reason::NO_CONNECTION } else { scratch.cause };
@@ -440,8 +450,10 @@ fn build(ctx: *mut __sk_buff, scratch: &mut Scratch) {
     flow.mac.as_chunks_mut::<2>().0.iter_mut().for_each(zero);
     zero(&mut flow.rtt_us);
     zero(&mut flow.claim);
-    flow.basis = u32::from(scratch.basis);
-    if scratch.why == reason::SPOOFED_SOURCE {
+    flow.basis = scratch.basis;
+    let [first, second, third, _] = scratch.mac_tag.to_le_bytes();
+    flow.mac_tag = [first, second, third];
+    if scratch.forged != 0 && scratch.why != 0 {
         count(counters::SPOOFED);
         if scratch.link != 0
             && let Some(mac) = Direct::new(Skb(ctx)).get::<6>(6)

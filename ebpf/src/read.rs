@@ -94,8 +94,9 @@ extern "C" fn identify(slot: u32, at: u32) -> u32 {
     parse::identify(&window, at as usize, &mut scratch.reading) as u32
 }
 
+/// What was copied.
 #[inline(always)]
-fn window(scratch: &Scratch) -> Copied<'static> {
+pub(crate) fn window(scratch: &Scratch) -> Copied<'static> {
     Copied {
         // SAFETY: the scratch is map memory, which outlives the program; nothing writes the buffer while it is read.
         buffer: unsafe { &*(&raw const scratch.buffer) },

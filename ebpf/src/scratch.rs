@@ -7,6 +7,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use sekisho_core::ends::Ends;
 use sekisho_core::layout::{Flow, FlowKey4, FlowKey6, FragmentKey};
+use sekisho_core::parse::neighbour::Claims;
 use sekisho_core::parse::{Packet, Window};
 use sekisho_core::verdict::Judgement;
 
@@ -82,8 +83,20 @@ pub(crate) struct Scratch {
     pub(crate) basis: u8,
     /// 1 = the connection began before the packet.
     pub(crate) adopted: u8,
-    /// Zero.
-    pub(crate) pad: u8,
+    /// 1 = the endpoint is known, and what it may send as is checked.
+    pub(crate) admitted: u8,
+    /// 1 = sent in another's name.
+    pub(crate) forged: u8,
+    /// 1 = of a kind that a pod without an address may send.
+    pub(crate) exempt: u8,
+    /// 1 = the packet shows no addresses.
+    pub(crate) hidden: u8,
+    /// `mac_tag` of the frame's sender, where the endpoint sent it; 0 = no frame.
+    pub(crate) sender: u32,
+    /// `mac_tag` of the endpoint; 0 = not to be checked.
+    pub(crate) mac_tag: u32,
+    /// What the packet tells its sender's neighbours.
+    pub(crate) claims: Claims,
     /// Wire segments.
     pub(crate) segments: u64,
     /// IP bytes.

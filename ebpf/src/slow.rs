@@ -17,12 +17,14 @@ use crate::maps::FRAGMENTS;
 use crate::promote::promote;
 use crate::scratch::{self, Scratch, task};
 use crate::tables::{self, ANY, Entry, table};
-use crate::{close, error, open, read};
+use crate::{close, error, open, read, source};
 
 /// Let it pass.
 pub(crate) const PASS: u32 = 0;
 /// Drop it.
 pub(crate) const DROP: u32 = 1;
+/// Drop it, whatever the tables would say.
+pub(crate) const GONE: u32 = 4;
 /// Another CPU changed the connection at the same time.
 const MET: u32 = u32::MAX;
 /// How often a packet tries then. Whoever comes in between has changed the state or the flags seen, of which there are few.
@@ -43,14 +45,20 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
     scratch.jiffies = jiffies();
     scratch.now = 0;
     scratch.cause = 0;
+    scratch.admitted = 0;
+    scratch.forged = 0;
+    scratch.exempt = 0;
+    scratch.hidden = 0;
     scratch.length = skb.len();
     scratch.large = u8::from(skb.gso_size() != 0);
     // Made here and by a socket: forwarded packets came in somewhere, whatever socket they carry.
     scratch.own_node = u8::from(scratch.direction == INGRESS && skb.ingress_ifindex() == 0 && skb.has_socket());
     (scratch.segments, scratch.bytes) = skb.measure(scratch.packet.total, u32::from(scratch.packet.headers));
     let found = if scratch.packet.family == 0 {
-        if odd(ctx, slot) == PASS {
-            return PASS;
+        match odd(ctx, slot) {
+            PASS => return PASS,
+            GONE => return DROP,
+            _ => {}
         }
         set_apart(scratch);
         lookup(scratch, scratch.packet.protocol)
@@ -61,20 +69,18 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
     flow(ctx, slot, found)
 }
 
-/// Reads a packet of another shape than the common ones. [`PASS`] = no policy may stop it, or its flow let it pass.
+/// Reads a packet of another shape than the common ones. [`PASS`] = no policy may stop it, or its flow let it pass; [`GONE`] = it
+/// is dropped without a record.
 #[inline(never)]
 #[unsafe(export_name = "odd_packet")]
 extern "C" fn odd(ctx: *mut __sk_buff, slot: u32) -> u32 {
     let Some(scratch) = scratch::at(slot) else { return PASS };
     let kind = read::packet(ctx, slot);
-    if kind == Kind::Exempt as u32 && !(scratch.direction == EGRESS && parse::gives_addresses(&scratch.packet)) {
-        count(counters::EXEMPT);
-        return PASS;
+    if kind == Kind::Arp as u32 || kind == Kind::NonIp as u32 {
+        return source::frame(ctx, slot, kind);
     }
-    if kind == Kind::NonIp as u32 {
-        count(counters::NON_IP);
-        return PASS;
-    }
+    let trouble = kind == Kind::Malformed as u32 || kind == Kind::Unsupported as u32;
+    scratch.hidden = u8::from(trouble && equal(&scratch.packet.source, &[0; 16]));
     if kind == Kind::Malformed as u32 {
         diagnose!("endpoint {}: {} bytes that cannot be read", scratch.endpoint, scratch.length);
         count(counters::MALFORMED);
@@ -86,6 +92,21 @@ extern "C" fn odd(ctx: *mut __sk_buff, slot: u32) -> u32 {
     }
     (scratch.segments, scratch.bytes) = Skb(ctx).measure(scratch.packet.total, u32::from(scratch.packet.headers));
     name(scratch);
+    if scratch.direction == EGRESS {
+        // Who sends comes before what is sent.
+        if kind != Kind::Flow as u32 || parse::impersonates(&scratch.packet) {
+            let fate = source::inspect(ctx, slot, kind);
+            if fate != DROP || scratch.forged != 0 {
+                return fate;
+            }
+        }
+    } else if kind == Kind::Exempt as u32 {
+        let Some(config) = config() else { return PASS };
+        if !parse::gives_addresses(&scratch.packet) || source::expected(ctx, scratch, config) {
+            count(counters::EXEMPT);
+            return PASS;
+        }
+    }
     if kind == Kind::IcmpError as u32 {
         if error::belongs(slot) != 0 {
             return PASS;
@@ -101,7 +122,7 @@ extern "C" fn odd(ctx: *mut __sk_buff, slot: u32) -> u32 {
 
 /// A packet whose headers ended in trouble: what follows the addresses does not count.
 #[inline(always)]
-fn nameless(scratch: &mut Scratch, cause: u8) {
+pub(crate) fn nameless(scratch: &mut Scratch, cause: u8) {
     scratch.cause = cause;
     let packet = &mut scratch.packet;
     packet.source_port = 0;
@@ -133,16 +154,20 @@ pub(crate) fn name(scratch: &mut Scratch) {
 pub(crate) fn key(scratch: &mut Scratch) {
     scratch.ends.key4(scratch.endpoint, &mut scratch.key4);
     scratch.ends.key6(scratch.endpoint, &mut scratch.key6);
-    scratch.key4.pad[0] = 0;
-    scratch.key6.pad[0] = 0;
+    // A forged packet's flow must not be that of the endpoint that it impersonates.
+    let cause = if scratch.forged != 0 { reason::SPOOFED_SOURCE } else { 0 };
+    scratch.key4.cause = cause;
+    scratch.key6.cause = cause;
 }
 
 /// What is denied without asking the policy gets a key of its own: its entry must not answer for packets of the same ends
 /// and protocol that can be judged, nor theirs for it.
 #[inline(always)]
 fn set_apart(scratch: &mut Scratch) {
-    scratch.key4.pad[0] = scratch.cause;
-    scratch.key6.pad[0] = scratch.cause;
+    if scratch.forged == 0 {
+        scratch.key4.cause = scratch.cause;
+        scratch.key6.cause = scratch.cause;
+    }
 }
 
 /// Fragments: the first one tells the ports, later ones ask for them. Without ports every piece shows what is judged.
@@ -193,6 +218,21 @@ fn flow(ctx: *mut __sk_buff, slot: u32, mut found: Option<Entry>) -> u32 {
         found = moved(scratch);
     }
     scratch.task = triage(scratch, found);
+    if scratch.admitted == 0 && (scratch.task != task::NONE || found.is_some_and(|entry| !entry.bears(scratch.sender))) {
+        let fate = open::admit(ctx, slot);
+        if fate != open::ADMITTED {
+            return fate;
+        }
+        if scratch.forged != 0 {
+            found = lookup(scratch, scratch.packet.protocol);
+            scratch.task = triage(scratch, found);
+        } else if let Some(entry) = found
+            && scratch.task == task::NONE
+        {
+            // The endpoint has another MAC by now.
+            entry.mark(scratch.mac_tag);
+        }
+    }
     let mut refused = false;
     if scratch.task != task::NONE {
         let fate = open::packet(ctx, slot, tables::pointer(found));
@@ -224,6 +264,9 @@ fn flow(ctx: *mut __sk_buff, slot: u32, mut found: Option<Entry>) -> u32 {
 fn triage(scratch: &mut Scratch, found: Option<Entry>) -> u8 {
     let Some(entry) = found else { return task::OPEN };
     if !equal(&entry.local, &scratch.ends.local) {
+        if scratch.forged != 0 {
+            return task::INSTEAD;
+        }
         diagnose!("endpoint {}: another of its addresses under the same key", scratch.endpoint);
         count(counters::COLLISION);
         return task::UNKEPT;

@@ -147,6 +147,28 @@ impl Entry {
         (after == before || swap_if(word, old, old & !(0xff << STATE) | u32::from(after) << STATE)).then_some((before, after))
     }
 
+    /// What the flow keeps of the endpoint's MAC; 0 = nothing.
+    #[inline(always)]
+    fn tag(&self) -> u32 {
+        const { assert!(offset_of!(Flow, opened).is_multiple_of(4) && offset_of!(Flow, mac_tag) == offset_of!(Flow, opened) + 1) };
+        // SAFETY: four aligned bytes within the flow, the tag behind who opened.
+        (unsafe { (&raw const self.0.as_ref().opened).cast::<u32>().read() }) >> 8
+    }
+
+    /// Whether a frame from `sender` may be the endpoint's; 0 = there is no frame, or not of its sending.
+    #[inline(always)]
+    pub(crate) fn bears(&self, sender: u32) -> bool {
+        let tag = self.tag();
+        tag == sender || tag == 0 || sender == 0
+    }
+
+    /// Writes what the flow keeps of the endpoint's MAC.
+    #[inline(always)]
+    pub(crate) fn mark(&self, tag: u32) {
+        let [first, second, third, _] = tag.to_le_bytes();
+        self.raw().mac_tag = [first, second, third];
+    }
+
     /// 0 if a packet in `direction` is a forward one, 1 if it is a reply.
     #[inline(always)]
     pub(crate) fn side(&self, direction: u8) -> usize {

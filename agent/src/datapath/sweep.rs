@@ -46,6 +46,7 @@ impl FlowKey for FlowKey4 {
             local_port: self.local_port,
             remote_port: self.remote_port,
             protocol: self.protocol,
+            cause: self.cause,
             pad: self.pad,
         }
     }
@@ -59,6 +60,7 @@ impl FlowKey for FlowKey4 {
             local_port: neutral.local_port,
             remote_port: neutral.remote_port,
             protocol: neutral.protocol,
+            cause: neutral.cause,
             pad: neutral.pad,
         }
     }
@@ -254,7 +256,7 @@ mod tests {
 
     #[test]
     fn keys_keep_their_meaning_in_both_forms() {
-        let key = FlowKey4 { endpoint: 7, remote: [10, 1, 2, 3], local_port: 1, remote_port: 2, protocol: 6, pad: [0; 3] };
+        let key = FlowKey4 { endpoint: 7, remote: [10, 1, 2, 3], local_port: 1, remote_port: 2, protocol: 6, cause: 0, pad: [0; 2] };
         assert_eq!(FlowKey4::narrow(&key.neutral()), key);
         assert_eq!(std::net::Ipv6Addr::from(key.neutral().remote).to_ipv4_mapped(), Some([10, 1, 2, 3].into()));
     }

@@ -34,7 +34,7 @@ numbers! {
         POLICY = 1 "policy",
         /// Isolated, and no rule allows it.
         DEFAULT_DENY = 2 "default_deny",
-        /// The source is none of the endpoint's addresses.
+        /// The source, or who the packet claims to be otherwise, is not the endpoint.
         SPOOFED_SOURCE = 3 "spoofed_source",
         /// A later fragment without its first.
         FRAGMENT = 4 "fragment",
@@ -48,6 +48,8 @@ numbers! {
         NOT_READY = 8 "not_ready",
         /// A policy map is full.
         MAP_FULL = 9 "map_full",
+        /// A router's advertisement, a redirect or a DHCP server's message, from a pod.
+        ROGUE_MESSAGE = 10 "rogue_message",
     }
 }
 numbers! {

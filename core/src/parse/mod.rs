@@ -12,10 +12,13 @@
 
 mod chain;
 mod exempt;
+pub mod neighbour;
 mod transport;
 
 pub use chain::walk;
-pub use exempt::{discovers, gives_addresses, link_local};
+pub use exempt::{
+    asks_for_address, discovers, discovers_on_link, fits_error, gives_addresses, impersonates, is_broadcast, link_local, on_link,
+};
 pub use transport::{identify, read as transport};
 
 #[cfg(test)]
@@ -92,6 +95,8 @@ pub enum Kind {
     Malformed = 4,
     /// Headers that may be right but cannot be judged.
     Unsupported = 5,
+    /// ARP: no policy judges it, but a pod must not lie there.
+    Arp = 6,
 }
 
 /// A piece of a datagram.
@@ -320,7 +325,7 @@ pub fn link<W: Window>(window: &W) -> Result<usize, Kind> {
         at += 2;
         match u16::from_be_bytes(number) {
             0x0800 | 0x86dd => return Ok(at),
-            0x0806 => return Err(Kind::Exempt),
+            0x0806 => return Err(Kind::Arp),
             0x8100 | 0x88a8 | 0x9100 => at += 2,
             _ => return Err(Kind::NonIp),
         }

@@ -159,9 +159,42 @@ fn only_what_dhcp_needs_is_exempt() {
     let datagram = |from: u8, to: u8| read_ip(&ip4(&[], 0, 17, &[0, from, 0, to, 0, 8, 0, 0]));
     assert_eq!(datagram(68, 67).0, Kind::Flow, "a client asks everybody");
     let (kind, answer) = datagram(67, 68);
-    assert!(kind == Kind::Exempt && super::gives_addresses(&answer));
+    assert!(kind == Kind::Exempt && super::gives_addresses(&answer) && super::impersonates(&answer));
     let mut question = ip4(&[], 0, 17, &[0, 68, 0, 67, 0, 8, 0, 0]);
     question[16..20].fill(255);
-    let (kind, question) = read_ip(&question);
-    assert!(kind == Kind::Exempt && !super::gives_addresses(&question));
+    let (kind, asked) = read_ip(&question);
+    assert!(kind == Kind::Exempt && super::asks_for_address(&asked) && !super::gives_addresses(&asked) && !super::impersonates(&asked));
+    // In pieces, none of it.
+    question[6] = 0x20;
+    assert_eq!(read_ip(&question).0, Kind::Flow);
+}
+
+#[test]
+fn membership_is_told_to_groups() {
+    let mut report = ip6(58, 1, &[143, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(read_ip(&report).0, Kind::Flow, "to one host");
+    report[24..40].copy_from_slice(&[0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x16]);
+    assert_eq!(read_ip(&report).0, Kind::Exempt);
+}
+
+/// What leaves the link is no discovery, and what routers say is not a pod's.
+#[test]
+fn discovery_of_a_pod_stays_on_the_link() {
+    let global = [0xfd; 16];
+    let local = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let site = [0xff, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    for kind in 133..=137 {
+        assert!(super::discovers(kind, 255, &global) && !super::discovers(kind, 254, &local));
+        assert!(!super::discovers_on_link(kind, 255, &global) && !super::discovers_on_link(kind, 255, &site));
+        let routers = matches!(kind, 134 | 137);
+        assert_eq!(super::discovers_on_link(kind, 255, &local), !routers, "{kind}");
+        assert_eq!(super::discovers_on_link(kind, 255, &group), !routers, "{kind}");
+        let (_, packet) = read_ip(&ip6(58, 64, &[kind, 0, 0, 0, 0, 0, 0, 0]));
+        assert_eq!(super::impersonates(&packet), routers, "{kind}");
+    }
+    for kind in [3, 5, 9, 11] {
+        let (_, packet) = read_ip(&ip4(&[], 0, 1, &[kind, 0, 0, 0, 0, 0, 0, 0]));
+        assert_eq!(super::impersonates(&packet), matches!(kind, 5 | 9), "{kind}");
+    }
 }

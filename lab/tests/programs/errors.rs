@@ -121,3 +121,42 @@ fn errors_about_connections() {
         }
     }
 }
+
+/// An error goes to whom it is about, and is no larger than errors are: otherwise it is a way out to anybody.
+#[test]
+fn errors_carry_no_data_away() {
+    for v6 in [false, true] {
+        let mut node = node::start(node::BOTH);
+        let came = frames::ip(Who::Peer.address(v6), Who::Pod.address(v6), 17, &frames::datagram(4000, 53, 4));
+        assert_eq!(node::ingress(&node, &frames::frame(false, &came)), PASS);
+        node.told();
+        let (kind, code, _) = kinds(v6)[0];
+        // Behind the quote comes what is to be carried; `most` is the largest that the standards allow.
+        let (most, header) = if v6 { (1280, 40) } else { (576, 20) };
+        let filled = |total: usize| {
+            let mut quoted = came.clone();
+            quoted.resize(total - header - 8, b'x');
+            quoted
+        };
+        assert_eq!(node::egress(&node, &error(v6, true, Who::Peer, kind, code, &filled(most))), PASS, "v6 {v6}");
+        assert_eq!(
+            node::ingress(&node, &error(v6, false, Who::Stranger, kind, code, &filled(most))),
+            DROP,
+            "about what the pod did not send"
+        );
+        assert_eq!(node.told().len(), 1);
+        for (what, to, quoted) in [("too large", Who::Peer, filled(most + 1)), ("to somebody else", Who::Stranger, came.clone())] {
+            assert_eq!(node::egress(&node, &error(v6, true, to, kind, code, &quoted)), DROP, "{what}, v6 {v6}");
+            let told: Vec<_> = node.told().iter().map(|e| (e.flow.verdict, e.flow.reason, e.key.remote)).collect();
+            let reason =
+                if what == "too large" { vec![(verdict::DENIED, reason::NO_CONNECTION, node::address(to, v6))] } else { told.clone() };
+            assert_eq!(told, reason, "{what}, v6 {v6}: recorded with whom it was for");
+        }
+        // Nor in pieces.
+        if !v6 {
+            let mut piece = error(v6, true, Who::Peer, kind, code, &came);
+            piece[20] = 0x20;
+            assert_eq!(node::egress(&node, &piece), DROP);
+        }
+    }
+}

@@ -160,27 +160,3 @@ fn modes_hold_for_what_cannot_be_judged() {
         assert_eq!(told.iter().map(|e| e.flow.verdict).collect::<Vec<_>>(), [expected]);
     }
 }
-
-/// What no policy may stop.
-#[test]
-fn exempt_traffic_passes() {
-    let node = node::start(node::BOTH);
-    let arp = [&frames::ethernet(true, 0x0806)[..], &[0; 28]].concat();
-    let hops = |mut frame: Vec<u8>, v6: bool, hops: u8| {
-        frame[14 + if v6 { 7 } else { 8 }] = hops;
-        frame
-    };
-    let solicitation = hops(frames::between(true, true, 58, &frames::icmp(135, 0, &[0; 16])), true, 255);
-    let report = hops(frames::between(true, true, 58, &frames::icmp(143, 0, &[0; 16])), true, 1);
-    for frame in [&arp, &solicitation, &report] {
-        assert_eq!(node::egress(&node, frame), PASS);
-    }
-    assert_eq!(node.count(c::EXEMPT), 3);
-    // From farther away it is no neighbour.
-    let far = hops(solicitation, true, 64);
-    assert_eq!(node::egress(&node, &far), DROP);
-    // A DHCP server's answer reaches the pod; a pod is no DHCP server.
-    assert_eq!(node::ingress(&node, &frames::udp(false, 68, 67)), PASS);
-    assert_eq!(node.count(c::EXEMPT), 4);
-    assert_eq!(node::egress(&node, &frames::udp(true, 67, 68)), DROP);
-}

@@ -8,9 +8,11 @@ mod forged;
 mod frames;
 mod headers;
 mod limits;
+mod neighbours;
 mod node;
 mod pieces;
 mod sockets;
+mod senders;
 
 use sekisho_core::layout::{Process, SocketFrame};
 use sekisho_lab::programs::Skb;

@@ -155,12 +155,12 @@ fn flow_for(
     (local_port, remote_port, protocol): (u16, u16, u8),
     cause: u8,
 ) -> Option<Flow> {
-    let (table, pad) = (table.trim_end_matches('4'), [cause, 0, 0]);
+    let table = table.trim_end_matches('4');
     let found = if v6 {
-        let key = FlowKey6 { endpoint: 1, remote: who.v6(), local_port, remote_port, protocol, pad };
+        let key = FlowKey6 { endpoint: 1, remote: who.v6(), local_port, remote_port, protocol, cause, pad: [0; 2] };
         programs.get(&format!("{table}6"), &key)
     } else {
-        let key = FlowKey4 { endpoint: 1, remote: who.v4(), local_port, remote_port, protocol, pad };
+        let key = FlowKey4 { endpoint: 1, remote: who.v4(), local_port, remote_port, protocol, cause, pad: [0; 2] };
         programs.get(&format!("{table}4"), &key)
     };
     found.expect("reads")

@@ -35,7 +35,8 @@ pub(super) fn pod(namespace: &str, name: &str) -> Arc<Identity> {
 
 /// `shop/web` at 10.1.0.2:40000 opens TCP to `shop/db` at 10.1.0.3:5432, seen at the source, allowed.
 pub(super) fn flow() -> FlowRecord {
-    let key = FlowKey6 { endpoint: 7, remote: mapped("10.1.0.3"), local_port: 40_000, remote_port: 5432, protocol: 6, pad: [0; 3] };
+    let key =
+        FlowKey6 { endpoint: 7, remote: mapped("10.1.0.3"), local_port: 40_000, remote_port: 5432, protocol: 6, cause: 0, pad: [0; 2] };
     FlowRecord {
         moment: Moment::Start,
         flow_id: 1,

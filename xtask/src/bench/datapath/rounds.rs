@@ -183,9 +183,9 @@ impl Bench {
         let service = packet.service;
         for run in 0..=FLOWS {
             let (local_port, remote_port) = if packet.dialled == EGRESS { (client(run), service) } else { (service, client(run)) };
-            let key6 = FlowKey6 { remote, endpoint: interface, local_port, remote_port, protocol, pad: [0; 3] };
+            let key6 = FlowKey6 { remote, endpoint: interface, local_port, remote_port, protocol, cause: 0, pad: [0; 2] };
             let [.., a, b, c, d] = remote;
-            let key4 = FlowKey4 { endpoint: interface, remote: [a, b, c, d], local_port, remote_port, protocol, pad: [0; 3] };
+            let key4 = FlowKey4 { endpoint: interface, remote: [a, b, c, d], local_port, remote_port, protocol, cause: 0, pad: [0; 2] };
             for table in tables {
                 match packet.family {
                     Family::V4 => self.programs.remove(&format!("{table}4"), &key4)?,
