@@ -18,8 +18,8 @@ use crate::hot::equal;
 use crate::kernel::{Direct, Skb, add, zero};
 use crate::promote::left;
 use crate::scratch::{self, Scratch, task};
-use crate::sockets::{self, bound};
 use crate::slow::{DROP, PASS, is_tcp, one_way};
+use crate::sockets::{self, bound};
 use crate::tables::{self, EEXIST, Entry, Maps, NOEXIST, OVER, table};
 use crate::{change, close, origin, own_node, slow, source};
 
@@ -184,7 +184,8 @@ fn evidence(scratch: &mut Scratch) {
     if flow.verdict == verdict::DENIED
         && flow.opened == EGRESS
         && flow.flags & flow_flags::ADOPTED == 0
-        && matches!(flow.reason, reason::DEFAULT_DENY | reason::POLICY) {
+        && matches!(flow.reason, reason::DEFAULT_DENY | reason::POLICY)
+    {
         let instance = flow.remote_instance;
         emit::failed(scratch.slot, contact::DENIED.into(), instance);
     }

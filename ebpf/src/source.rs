@@ -266,7 +266,11 @@ fn received(ctx: *mut __sk_buff, scratch: &mut Scratch, is_arp: bool) -> u32 {
     // What bridges and switches say to each other (IEEE 802.1D, 7.12.6) is worth no record.
     match Direct::new(Skb(ctx)).get::<6>(0) {
         Some([0x01, 0x80, 0xc2, 0, 0, last]) if last < 16 => {
-            if config().is_some_and(|config| config.mode == mode::ENFORCE) { GONE } else { PASS }
+            if config().is_some_and(|config| config.mode == mode::ENFORCE) {
+                GONE
+            } else {
+                PASS
+            }
         }
         _ => DROP,
     }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use sekisho_core::flows::{Sweep, Table};
 use sekisho_core::layout::{self, Flow, FlowKey6, end_reason, flow_flags, verdict};
-use sekisho_core::tcp::state;
 
 use super::clock::Now;
 use super::conn_state::flag;

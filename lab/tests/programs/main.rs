@@ -11,8 +11,8 @@ mod limits;
 mod neighbours;
 mod node;
 mod pieces;
-mod sockets;
 mod senders;
+mod sockets;
 
 use sekisho_core::layout::{Process, SocketFrame};
 use sekisho_lab::programs::Skb;
