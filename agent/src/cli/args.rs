@@ -18,6 +18,7 @@ use super::status::StatusArgs;
 use super::values;
 use crate::api::TlsFiles;
 use crate::inventory::kube::Access;
+use crate::policy::Lending;
 
 /// Where the agent listens unless told otherwise.
 const SOCKET: &str = "/run/sekisho/sekisho.sock";
@@ -138,6 +139,10 @@ pub struct AgentArgs {
     /// enforce only; kept while no agent runs [default: open with --manifests, hold with the API server]
     #[arg(long, value_enum)]
     pub posture: Option<Posture>,
+    /// Whose annotation `sekisho.dev/allow-sources` counts: the pods of a namespace, or those of a name or of names that begin so.
+    /// May be given several times [default: nobody's]
+    #[arg(long, value_name = "NAMESPACE[/POD[*]]")]
+    pub allow_sources_from: Vec<Lending>,
     /// How to attach to a pod's interface
     #[arg(long, value_enum, default_value_t = TcBackend::Auto)]
     pub tc_backend: TcBackend,

@@ -119,6 +119,8 @@ pub struct Node {
     pub name: Arc<str>,
     /// `status.addresses` that are addresses.
     pub ips: Vec<IpAddr>,
+    /// `spec.podCIDRs` (and `spec.podCIDR`): where its pods' addresses come from, where the cluster says so.
+    pub pod_networks: Vec<ipnet::IpNet>,
     /// Labels.
     pub labels: Labels,
 }
@@ -130,7 +132,7 @@ pub struct Service {
     pub namespace: Arc<str>,
     /// Name.
     pub name: Arc<str>,
-    /// `clusterIPs` without `None`, `externalIPs`, `status.loadBalancer.ingress[].ip`.
+    /// `clusterIPs` without `None`, `externalIPs`, `status.loadBalancer.ingress[].ip` that are not of `ipMode: Proxy`.
     pub ips: Vec<IpAddr>,
     /// Of these, the ones with backends on this node only: ClusterIPs with `internalTrafficPolicy: Local`.
     pub node_local_ips: Vec<IpAddr>,

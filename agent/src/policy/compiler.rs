@@ -14,6 +14,7 @@ use super::alike::Alike;
 use super::blocks::{Blocks, List};
 use super::explain::Explainer;
 use super::interner::Interner;
+use super::lending::not_lent;
 use super::peers::{Groups, Peer};
 use super::ports::Table;
 use super::rows::{Class, NamedPorts, View};
@@ -104,6 +105,7 @@ impl Compiler {
         within_shares(input, &mut by_namespace, &mut warnings);
         let (sets, selecting, policies) = self.endpoints(input, &by_namespace, &mut out);
         unjudged(input, &by_namespace, &mut warnings);
+        not_lent(input, &mut warnings);
         let live = self.live_sets(&sets);
         let mut work = Addresses::of(input, &live, &self.numbers);
         work.pods(&mut self.classes, &mut out, &mut warnings);

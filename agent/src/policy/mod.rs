@@ -14,6 +14,7 @@ mod compiler;
 mod explain;
 mod identity;
 mod interner;
+mod lending;
 mod peers;
 mod ports;
 mod room;
@@ -28,6 +29,7 @@ mod tests;
 
 pub use compiler::{Compiled, Compiler, Stats};
 pub use identity::{Relevant, identity_number};
+pub use lending::{Lending, lends};
 pub use warning::Warning;
 
 use std::collections::HashMap;
@@ -52,6 +54,8 @@ pub struct Input<'a> {
     pub room_for_services: usize,
     /// How many networks its table holds, and that of ports at least as many prefixes of them.
     pub room_for_networks: usize,
+    /// Whose annotation `sekisho.dev/allow-sources` counts.
+    pub lending: &'a [Lending],
     /// Instance number of everything that may be a remote or local end.
     pub instances: &'a dyn Instances,
 }
@@ -117,6 +121,11 @@ pub fn mapped(address: IpAddr) -> Address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
     }
+}
+
+/// The address that the kernel's tables hold as `address`.
+pub fn unmapped(address: &Address) -> IpAddr {
+    IpAddr::from(*address).to_canonical()
 }
 
 /// A policy's rule, as records name it.

@@ -18,7 +18,7 @@ use sekisho_core::layout::{EGRESS, INGRESS, PortKey, RuleKey, VipKey, address_fl
 
 use super::{Compiled, Compiler, Decision, Input, Instances, Question, Tables, UsedIds, mapped};
 use crate::inventory::files::snapshot_of;
-use crate::inventory::{ObjectName, Snapshot};
+use crate::inventory::{ObjectName, Pod, Snapshot};
 
 #[derive(Default)]
 struct Numbers(RefCell<HashMap<String, u32>>);
@@ -180,11 +180,16 @@ fn compile_with(compiler: &mut Compiler, snapshot: &Snapshot, numbers: &Numbers,
 /// What the compiler is given on `n1`.
 fn input<'a>(snapshot: &'a Snapshot, numbers: &'a Numbers, room: usize, found: &'a HashMap<Arc<str>, Vec<IpAddr>>) -> Input<'a> {
     const NODES: [IpAddr; 1] = [IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1))];
-    Input { snapshot, node: "n1", node_addresses: &NODES, found, room_for_services: room, room_for_networks: room, instances: numbers }
+    Input { snapshot, node: "n1", node_addresses: &NODES, found, room_for_services: room, room_for_networks: room, lending: &[], instances: numbers }
+}
+
+/// The pod of a snapshot that has only one.
+pub(super) fn one_pod(yaml: &str) -> Pod {
+    (**snapshot_of(yaml).pods.values().next().unwrap()).clone()
 }
 
 /// A pod on `n1` (`n2` where the name ends in `far`); `rest` continues the document.
-fn pod(name: &str, address: &str, labels: &str, rest: &str) -> String {
+pub(super) fn pod(name: &str, address: &str, labels: &str, rest: &str) -> String {
     let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
     let node = if name.ends_with("far") { "n2" } else { "n1" };
     format!(

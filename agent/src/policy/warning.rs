@@ -32,6 +32,17 @@ impl Warning {
         Self { about: about_pod(pod), reason: "AddressTaken", text }
     }
 
+    /// A pod asks for sources by annotation, and the agent's configuration does not name it.
+    pub(super) fn not_lent(pod: &Pod) -> Self {
+        let text = format!(
+            "pod {} asks for {} in its annotation sekisho.dev/allow-sources, but the agent's configuration does not name it: it may send from \
+             its own addresses only. --allow-sources-from (chart: allowSourcesFrom) names the namespaces and pods whose annotation counts",
+            full_name(pod),
+            listed(&pod.allow_sources),
+        );
+        Self { about: about_pod(pod), reason: "SourcesNotAllowed", text }
+    }
+
     /// Some pods may use one part of a Service's backends.
     pub(super) fn backends_differ(namespace: Arc<str>, name: Arc<str>, port: &str) -> Self {
         let text = format!(
@@ -88,6 +99,14 @@ fn about_policy(policy: &NetworkPolicy) -> About {
 
 fn about_pod(pod: &Pod) -> About {
     About { kind: "Pod", namespace: pod.namespace.clone(), name: pod.name.clone(), uid: Some(pod.uid.clone()) }
+}
+
+/// The first few, and how many more.
+fn listed(networks: &[ipnet::IpNet]) -> String {
+    const MOST: usize = 4;
+    let first: Vec<String> = networks.iter().take(MOST).map(ToString::to_string).collect();
+    let more = networks.len().saturating_sub(MOST);
+    if more == 0 { first.join(", ") } else { format!("{} and {more} more", first.join(", ")) }
 }
 
 fn full_name(pod: &Pod) -> String {

@@ -141,7 +141,7 @@ watched! {
         ])),
         ("status", Fields(&[("phase", All), ("podIP", All), ("podIPs", All)])),
     ]);
-    Node: &Fields(&[("metadata", METADATA), ("status", Fields(&[("addresses", All)]))]);
+    Node: &Fields(&[("metadata", METADATA), ("spec", Fields(&[("podCIDR", All), ("podCIDRs", All)])), ("status", Fields(&[("addresses", All)]))]);
     Service: &Fields(&[
         ("metadata", METADATA),
         ("spec", All),

@@ -157,7 +157,17 @@ fn node(at: &At<'_>, metadata: Metadata) -> Result<Node, FieldError> {
             push(&mut ips, address(&item.field("address"))?);
         }
     }
-    Ok(Node { name: metadata.name, ips, labels: metadata.labels })
+    let spec = at.field("spec");
+    let (all, one) = (spec.field("podCIDRs"), spec.field("podCIDR"));
+    let mut pod_networks = Vec::new();
+    for item in all.items()?.chain([one]) {
+        let Some(text) = item.text()? else { continue };
+        let network = text.parse::<ipnet::IpNet>().map_err(|_| item.expected("a CIDR"))?.trunc();
+        if !pod_networks.contains(&network) {
+            pod_networks.push(network);
+        }
+    }
+    Ok(Node { name: metadata.name, ips, pod_networks, labels: metadata.labels })
 }
 
 fn pod(at: &At<'_>, metadata: Metadata) -> Result<Pod, FieldError> {
@@ -275,7 +285,11 @@ fn service(at: &At<'_>, metadata: Metadata) -> Result<Service, FieldError> {
         }
         addresses(&spec.field("externalIPs"), &mut ips)?;
         for item in at.field("status").field("loadBalancer").field("ingress").items()? {
-            push(&mut ips, address(&item.field("ip"))?);
+            let ip = address(&item.field("ip"))?;
+            // Such a load balancer sees the connection itself: nothing on the node takes its address for the Service.
+            if item.field("ipMode").text()?.as_deref() != Some("Proxy") {
+                push(&mut ips, ip);
+            }
         }
     }
     let ports = spec
