@@ -29,6 +29,8 @@ pub const EGRESS: u8 = 0;
 pub const INGRESS: u8 = 1;
 /// Who opened the flow is not known: it began before we watched.
 pub const UNKNOWN: u8 = 2;
+/// In [`RuleKey::direction`]: an endpoint that is itself behind a Service, as which it may use that; `set` is its instance there.
+pub const HAIRPIN: u8 = 2;
 
 /// An endpoint number with this bit set names a cgroup endpoint (the rest is [`Endpoint::index`]);
 /// without it, it is the interface index of the pod's host-side veth.
@@ -368,7 +370,7 @@ boundary! {
         pub set: u32,
         /// Class of the remote address.
         pub class: u32,
-        /// [`EGRESS`] or [`INGRESS`].
+        /// [`EGRESS`], [`INGRESS`] or [`HAIRPIN`].
         pub direction: u32,
     } = 12;
 

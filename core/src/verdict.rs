@@ -5,7 +5,9 @@
 //!
 //! The tables are a trait: maps in the kernel, hash maps under test. Nothing here keeps state.
 
-use crate::layout::{Address, AddressEntry, EGRESS, INGRESS, Rules, Vip, address_flags, endpoint_flags, flow_flags, mode, reason, verdict};
+use crate::layout::{
+    Address, AddressEntry, EGRESS, HAIRPIN, INGRESS, Rules, Vip, address_flags, endpoint_flags, flow_flags, mode, reason, verdict,
+};
 use crate::parse::protocol;
 
 /// What a judgement asks. Plain arguments, so that an implementation builds its keys where it likes.
@@ -46,6 +48,8 @@ impl Rules {
 pub struct Question<'a> {
     /// The endpoint's policy set.
     pub set: u32,
+    /// Its instance.
+    pub instance: u32,
     /// Bits of [`endpoint_flags`].
     pub endpoint_flags: u32,
     /// Who the other end is.
@@ -128,6 +132,14 @@ pub fn judge<T: Tables>(tables: &T, question: &Question<'_>) -> Judgement {
         }
     }
     answer.allowed = u8::from(answer.rule != 0);
+    // A pod may always meet itself: behind a Service it counts as if it were not there.
+    if answer.rule == 0
+        && answer.flags & flow_flags::SERVICE != 0
+        && let Some(others) = tables.rules(question.instance, answer.class, HAIRPIN)
+    {
+        answer.rule = others.any;
+        answer.allowed = 1;
+    }
     answer
 }
 

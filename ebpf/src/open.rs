@@ -321,6 +321,7 @@ fn one(scratch: &mut Scratch, direction: u8) {
     let port = if direction == EGRESS { scratch.ends.remote_port } else { scratch.ends.local_port };
     let question = Question {
         set: scratch.set,
+        instance: scratch.instance,
         endpoint_flags: scratch.endpoint_flags,
         remote: &scratch.ends.remote,
         protocol: scratch.ends.protocol,

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::io;
 
-use sekisho_core::layout::{Address, Flow, FlowKey4, FlowKey6, PortKey, RuleKey, Rules};
+use sekisho_core::layout::{Address, Flow, FlowKey4, FlowKey6, HAIRPIN, PortKey, RuleKey, Rules};
 
 use super::Datapath;
 use super::error::ApplyError;
@@ -131,9 +131,49 @@ impl Datapath {
             self.read_tables().map_err(|source| ApplyError::Map { map: "RULES", source })?;
             return Err(error);
         }
+        self.leave_passing()?;
         self.attach_ready();
         self.follow_hold();
         Ok(Applied { changed: verdicts || pointed || !vip.empty(), epoch: self.config.epoch })
+    }
+
+    /// Where tables are more than half full, takes out what only former sets need: no endpoint points at them any more. So there is
+    /// room for whatever comes next.
+    fn leave_passing(&mut self) -> Result<(), ApplyError> {
+        let tables = &self.tables;
+        let half = |entries: usize, max: u32| entries > max as usize / 2;
+        let full = half(tables.rules.len(), self.maps.rules.max())
+            || half(tables.ports.len(), self.maps.ports.max())
+            || half(tables.cidrs.len(), self.maps.cidrs.max());
+        if !full || (tables.passing.sets.is_empty() && tables.passing.cidrs.is_empty()) {
+            return Ok(());
+        }
+        let mut lean = tables.clone();
+        let passing = std::mem::take(&mut lean.passing);
+        lean.rules.retain(|key, _| key.direction == u32::from(HAIRPIN) || !passing.sets.contains(&key.set));
+        let spoken: HashSet<[u8; 4]> = lean.rules.values().map(|rules| rules.ports.to_be_bytes()).collect();
+        lean.ports.retain(|(key, _), _| spoken.contains(&key.table));
+        lean.cidrs.retain(|key, _| !passing.cidrs.contains(key));
+        let result = (|| {
+            remove("CIDRS", &self.maps.cidrs, &Difference::between(&cidrs(tables), &cidrs(&lean)).remove)?;
+            remove("RULES", &self.maps.rules, &Difference::between(&tables.rules, &lean.rules).remove)?;
+            remove("PORTS", &self.maps.ports, &Difference::between(&ports(tables), &ports(&lean)).remove)
+        })();
+        match result {
+            Ok(()) => self.tables = lean,
+            Err(_) => self.read_tables().map_err(|source| ApplyError::Map { map: "RULES", source })?,
+        }
+        result
+    }
+
+    /// What the kernel's tables hold.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// How many rows of rules the kernel's table holds at most.
+    pub fn room_for_rules(&self) -> usize {
+        self.maps.rules.max() as usize
     }
 
     /// How many addresses the kernel's table holds at most.
@@ -233,7 +273,10 @@ impl Datapath {
 impl UsedIds {
     /// Notes the numbers in a row of rules.
     pub(super) fn note_rules(&mut self, key: &RuleKey, rules: &Rules) {
-        self.set = self.set.max(key.set);
+        // There it is an instance.
+        if key.direction != u32::from(HAIRPIN) {
+            self.set = self.set.max(key.set);
+        }
         self.class = self.class.max(key.class);
         self.rule = rules.rule.iter().fold(self.rule.max(rules.any), |most, rule| most.max(*rule));
         self.table = self.table.max(rules.ports);

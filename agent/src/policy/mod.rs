@@ -8,6 +8,7 @@
 //!
 //! No I/O, no clock, no tokio, no aya.
 
+mod addresses;
 mod alike;
 mod blocks;
 mod compiler;
@@ -17,11 +18,14 @@ mod interner;
 mod lending;
 mod peers;
 mod ports;
+mod ranges;
 mod room;
+mod round;
 mod rows;
 mod services;
 mod sets;
 mod share;
+mod usage;
 mod warning;
 
 #[cfg(test)]
@@ -30,6 +34,7 @@ mod tests;
 pub use compiler::{Compiled, Compiler, Stats};
 pub use identity::{Relevant, identity_number};
 pub use lending::{Lending, lends};
+pub use round::Passing;
 pub use warning::Warning;
 
 use std::collections::HashMap;
@@ -50,6 +55,12 @@ pub struct Input<'a> {
     pub node_addresses: &'a [IpAddr],
     /// Addresses that the datapath found in local pods' namespaces, by pod UID; they win over status.
     pub found: &'a HashMap<Arc<str>, Vec<IpAddr>>,
+    /// What the kernel's tables hold.
+    pub in_kernel: &'a Tables,
+    /// How many addresses the kernel's table holds.
+    pub room_for_addresses: usize,
+    /// How many rows of rules its table holds.
+    pub room_for_rules: usize,
     /// How many Service ports the kernel's table holds.
     pub room_for_services: usize,
     /// How many networks its table holds, and that of ports at least as many prefixes of them.
@@ -100,6 +111,8 @@ pub struct Tables {
     pub rules: HashMap<RuleKey, Rules>,
     /// Port tables, `(key, prefix length in bits: 40 + 0..=16) -> rule id`.
     pub ports: HashMap<(PortKey, u8), u32>,
+    /// What of it is only for the moment of a change.
+    pub passing: Passing,
 }
 
 /// What a local pod's endpoint points at.
