@@ -364,6 +364,18 @@ boundary! {
         pub instance: u32,
     } = 8;
 
+    /// The backend of a flow to a Service, by which it is judged again.
+    pub struct Backend {
+        /// [`Flow::born_ns`]: under the same key another birth is another flow.
+        pub born_ns: u64,
+        /// Its address.
+        pub address: Address,
+        /// Its port.
+        pub port: u16,
+        /// Zero.
+        pub pad: [u8; 6],
+    } = 32;
+
     /// Key of `RULES`: what a set says about a class in one direction.
     pub struct RuleKey {
         /// Policy set.

@@ -40,6 +40,7 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
         _ => opening(scratch),
     }
     let allowed = ask(scratch) != 0;
+    let allowed = if scratch.behind == 0 { allowed } else { change::restore(scratch, found, allowed) };
     if !matches!(scratch.cause, 0 | reason::SPOOFED_SOURCE) && allowed {
         return PASS;
     }
@@ -176,8 +177,8 @@ fn admit(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
         return ADMITTED;
     }
     if scratch.direction == INGRESS {
-        // A pod's own packet that came back. Anyone may forge that source: believe only a socket.
-        if Skb(ctx).has_socket() && owns(endpoint, &ends.remote) {
+        // A pod's own packet that came back. Anyone may forge that source: believe only a socket, or where it came in.
+        if (Skb(ctx).has_socket() || Skb(ctx).ingress_ifindex() == scratch.endpoint) && owns(endpoint, &ends.remote) {
             return PASS;
         }
         if scratch.link == 0 && endpoint.node_netns != 0 && isolated(endpoint.flags, INGRESS) {

@@ -76,8 +76,10 @@ pub(crate) struct Scratch {
     pub(crate) opened: u8,
     /// The state a new flow starts in.
     pub(crate) state: u8,
+    /// 1 = judged by the flow's backend, whose place in `ends` it has; 2 = that is the endpoint itself.
+    pub(crate) behind: u8,
     /// Zero.
-    pub(crate) pad: [u8; 4],
+    pub(crate) pad: [u8; 3],
     /// Wire segments.
     pub(crate) segments: u64,
     /// IP bytes.

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::pump::{Pump, now};
 use crate::api::Refusal;
 use crate::cli::Posture;
-use crate::datapath::{ChangeKind, Look};
+use crate::datapath::{ChangeKind, Look, ServiceFlow};
 use crate::flow::{Body, EndpointView, Explainer};
 use crate::inventory::{Pod, Snapshot};
 use crate::policy::{self, Compiled, Decision, Input, Lending, Question};
@@ -108,6 +108,10 @@ impl Pump {
         let now = now(&mut self.datapath);
         let directory = self.journal.refresh(&self.snapshot, &self.known, &compiled.rules, now.boot_ns);
         self.set_directory(directory);
+        if !compiled.tables.vips.is_empty() {
+            let flows = self.engine.to_services().filter_map(|(key, flow, backend)| ServiceFlow::of(key, flow, backend));
+            self.datapath.note_service_flows(flows.collect());
+        }
         match self.datapath.apply(&compiled.tables) {
             Ok(applied) => {
                 self.datapath.set_hold(self.args.posture() == Posture::Hold && !self.snapshot.policies.is_empty());

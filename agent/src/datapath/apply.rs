@@ -111,7 +111,7 @@ impl Datapath {
             return Err(error);
         }
         self.tables = next.clone();
-        self.applied_once = true;
+        let first = !std::mem::replace(&mut self.applied_once, true);
         let pointed = self.point_endpoints();
         let result = pointed.and_then(|()| {
             remove("RULES", &self.maps.rules, &bridge.iter().map(|(key, _)| *key).collect::<Vec<_>>())?;
@@ -123,6 +123,7 @@ impl Datapath {
         });
         let pointed = std::mem::take(&mut self.repointed);
         if verdicts || pointed {
+            self.write_backends(first).map_err(|source| ApplyError::Map { map: "BACKENDS", source })?;
             self.notice_mode().map_err(|source| ApplyError::Map { map: "CONFIG", source })?;
             self.bump_epoch()?;
         }

@@ -90,7 +90,7 @@ pub struct Pod {
     pub workload: Workload,
     /// Container ports, for named ports: `(name, port, protocol number)`.
     pub ports: Vec<(Arc<str>, u16, u8)>,
-    /// The cgroup's name for static pods: annotation `kubernetes.io/config.hash` of a pod that belongs to its node.
+    /// The cgroup's name for static pods: annotation `kubernetes.io/config.hash` of a mirror pod that belongs to its node.
     pub config_hash: Option<Arc<str>>,
     /// Annotation `sekisho.dev/allow-sources`: foreign sources that the pod may use.
     pub allow_sources: Vec<ipnet::IpNet>,

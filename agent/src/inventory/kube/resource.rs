@@ -107,6 +107,7 @@ const METADATA: Keep = Fields(&[
         "annotations",
         Fields(&[
             ("kubernetes.io/config.hash", All),
+            ("kubernetes.io/config.mirror", All),
             ("sekisho.dev/allow-sources", All),
             ("cni.projectcalico.org/podIPs", All),
             ("cni.projectcalico.org/podIP", All),

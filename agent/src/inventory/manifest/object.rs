@@ -184,7 +184,8 @@ fn pod(at: &At<'_>, metadata: Metadata) -> Result<Pod, FieldError> {
     let node = spec.field("nodeName").text()?;
     let announced = if ips.is_empty() && !host_network && node.is_some() { announced(&annotations)? } else { Box::default() };
     let hash = annotations.field("kubernetes.io/config.hash").text()?;
-    let config_hash = hash.filter(|hash| is_mirror(&metadata, node.as_deref()) && hash.bytes().all(|b| b.is_ascii_hexdigit()));
+    let mirrors = annotations.field("kubernetes.io/config.mirror").text()?.is_some();
+    let config_hash = hash.filter(|hash| mirrors && is_of_node(&metadata, node.as_deref()) && hash.bytes().all(|b| b.is_ascii_hexdigit()));
     let workload = match metadata.owner {
         // A mirror pod belongs to its node, which runs nothing.
         Some((kind, name)) if &*kind != "Node" => Workload { kind, name },
@@ -209,9 +210,10 @@ fn pod(at: &At<'_>, metadata: Metadata) -> Result<Pod, FieldError> {
     })
 }
 
-/// Whether it stands for a pod that the kubelet runs from a file. Anyone may write the annotation, and must not thereby be taken
-/// for another pod: that one's UID has dashes, a file's hash has none.
-fn is_mirror(metadata: &Metadata, node: Option<&str>) -> bool {
+/// Whether it belongs to its node, as what stands for a pod that the kubelet runs from a file does. Anyone may write that, and the
+/// annotations, and must not thereby be taken for another pod: that one's UID has dashes, a file's hash has none. Nor must a pod that
+/// runs hide behind another's hash: the kubelet runs nothing that bears the annotation of a mirror.
+fn is_of_node(metadata: &Metadata, node: Option<&str>) -> bool {
     metadata.owner.as_ref().is_some_and(|(kind, name)| &**kind == "Node" && Some(&**name) == node)
 }
 
