@@ -120,7 +120,10 @@ pub fn judge<T: Tables>(tables: &T, question: &Question<'_>) -> Judgement {
         answer.allowed = 1;
         return answer;
     }
-    if let Some(rules) = tables.rules(question.set, answer.class, question.direction) {
+    let rules = tables.rules(question.set, answer.class, question.direction);
+    // Of a class that none of its rules names, a set says what it says of everyone.
+    let rules = if rules.is_none() && answer.class != 0 { tables.rules(question.set, 0, question.direction) } else { rules };
+    if let Some(rules) = rules {
         answer.rule = rules.any;
         // Only these have ports that a policy can name.
         let ported = matches!(question.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);

@@ -89,7 +89,9 @@ fn an_open_connection_is_judged_by_its_own_backend() -> Result<()> {
         held.push(client.start(&["hold", &SocketAddr::new(vip, 80).to_string(), "2", "20"])?);
     }
     for vip in vips() {
-        agent.record("what is behind it", SOON, |r| r["destination"]["ip"] == vip.to_string() && r["destination"]["translated"].is_object())?;
+        agent.record("what is behind it", SOON, |r| {
+            r["destination"]["ip"] == vip.to_string() && r["destination"]["translated"].is_object()
+        })?;
     }
     // The backend turns unready, and another takes its place: new connections are that one's.
     web(&lab, &|v6| behind(&[&other], v6))?;

@@ -197,7 +197,12 @@ impl Datapath {
     /// Where an address changes from a class to one that the old tables do not know (after a restart all of them do), a
     /// set in force would find no row for it, and deny for a moment what old and new policy both allow.
     fn bridge(&self, next: &Tables) -> Vec<(RuleKey, Rules)> {
-        let known: HashSet<u32> = self.tables.rules.keys().map(|key| key.class).collect();
+        // A class without rows is one of which sets say what they say of everyone.
+        let (old, mut known) = (&self.tables, HashSet::new());
+        known.extend(old.rules.keys().map(|key| key.class));
+        known.extend(old.addresses.values().map(|entry| entry.class));
+        known.extend(old.cidrs.values());
+        known.extend(old.vips.values().map(|vip| vip.class));
         let mut renamed: HashMap<u32, BTreeSet<u32>> = HashMap::new();
         let mut note = |old: Option<u32>, new: u32| {
             if let Some(old) = old.filter(|old| *old != new && !known.contains(&new)) {

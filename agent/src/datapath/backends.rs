@@ -33,15 +33,23 @@ pub struct ServiceFlow {
     pub born_ns: u64,
     /// The pod's address.
     pub local: IpAddr,
+    /// It was stopped. What it used is not forgotten for that, or the next epoch would let it go on.
+    pub denied: bool,
     /// What stands behind the Service's address for it, where that is known.
     pub backend: Option<(IpAddr, u16)>,
 }
 
 impl ServiceFlow {
-    /// The flow under `key`, if it is one to a Service that may pass.
+    /// The flow under `key`, if it is one to a Service.
     pub fn of(key: &FlowKey6, flow: &Flow, backend: Option<(IpAddr, u16)>) -> Option<Self> {
-        let passes = flow.flags & flow_flags::SERVICE != 0 && flow.opened == EGRESS && flow.verdict != verdict::DENIED;
-        passes.then(|| Self { key: *key, born_ns: flow.born_ns, local: IpAddr::from(flow.local).to_canonical(), backend })
+        let to_service = flow.flags & flow_flags::SERVICE != 0 && flow.opened == EGRESS;
+        to_service.then(|| Self {
+            key: *key,
+            born_ns: flow.born_ns,
+            local: IpAddr::from(flow.local).to_canonical(),
+            denied: flow.verdict == verdict::DENIED,
+            backend,
+        })
     }
 }
 
@@ -102,15 +110,15 @@ impl Datapath {
         if first && flows.is_empty() && self.adopted {
             flows = self.open_service_flows()?;
         }
+        if first {
+            self.backends = self.maps.backends.entries()?.into_iter().collect();
+        }
         let wanted = self.by_backend(&flows);
         for (key, backend) in wanted.iter().filter(|(key, backend)| self.backends.get(*key) != Some(*backend)) {
             if let Err(error) = self.maps.backends.put(key, backend) {
                 tracing::warn!(%error, "BACKENDS has no room: some open flows to Services are judged by all backends");
                 break;
             }
-        }
-        if first {
-            self.backends = self.maps.backends.entries()?.into_iter().collect();
         }
         let gone: Vec<FlowKey6> = self.backends.keys().filter(|key| !wanted.contains_key(*key)).copied().collect();
         for key in gone {
@@ -152,8 +160,10 @@ impl Datapath {
                 judge(&asked, &question).allowed != 0
             };
             let service = allowed(&flow.key.remote, flow.key.remote_port);
-            let backend = flow.backend.or_else(|| {
-                let ask = !service && began.elapsed() < PATIENCE;
+            let known = self.backends.get(&flow.key).filter(|backend| backend.born_ns == flow.born_ns);
+            let known = known.map(|backend| (IpAddr::from(backend.address).to_canonical(), backend.port));
+            let backend = flow.backend.or(known).or_else(|| {
+                let ask = !service && !flow.denied && began.elapsed() < PATIENCE;
                 ask.then(|| behind(&mut conntrack, flow)).flatten()
             });
             let Some((address, port)) = backend else { continue };

@@ -88,6 +88,7 @@ impl Compiler {
                 if view.is_empty() {
                     continue;
                 }
+                let everyone = view.row(&[], &NamedPorts::new());
                 let mut mixed = BTreeSet::new();
                 for (class, content) in std::iter::once((0, None)).chain(round.classes.iter().map(|(n, class)| (*n, Some(&**class)))) {
                     let row = match content {
@@ -101,9 +102,10 @@ impl Compiler {
                             Arc::new(Row::any(rule.unwrap_or(0)))
                         }
                         Some(Class::Address { selectors, named }) => view.row(selectors, named),
-                        None => view.row(&[], &NamedPorts::new()),
+                        None => everyone.clone(),
                     };
-                    if row.is_empty() {
+                    // Where there is no row for a class, the one for everyone holds.
+                    if if class == 0 { row.is_empty() } else { row == everyone } {
                         continue;
                     }
                     if let Some(place) = place {

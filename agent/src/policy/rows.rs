@@ -155,9 +155,13 @@ impl<'a> View<'a> {
         (all.and_then(|ids| ids.into_iter().min_by_key(precedence)), mixed)
     }
 
-    /// The rules that have a say about addresses of a class; of a Service, about one of its backends at least.
+    /// The rules that may have to do with a row for a class beside that for everyone, which is that of no class; of a Service, those
+    /// that have a say about one of its backends at least.
     pub(super) fn rules_of(&self, class: Option<&Class>, classes: &HashMap<u32, Arc<Class>>) -> Vec<u32> {
-        let mut found = self.for_all.clone();
+        let mut found = match class {
+            Some(Class::Address { named, .. }) if named.is_empty() || !self.uses_names => Vec::new(),
+            _ => self.for_all.clone(),
+        };
         let mut add = |selectors: &[u32]| found.extend(selectors.iter().filter_map(|s| self.by_selector.get(s)).flatten());
         match class {
             Some(Class::Address { selectors, .. }) => add(selectors),
@@ -175,7 +179,7 @@ impl<'a> View<'a> {
         found.into_iter().map(|index| self.set.rules[self.direction][index].id).collect()
     }
 
-    /// Writes a row that says something; the number of its port table, and how many prefixes are in that.
+    /// Writes a row; the number of its port table, and how many prefixes are in that.
     pub(super) fn write(&self, class: u32, row: &Row, tables: &mut Interner<Table>, out: &mut Tables) -> (u32, usize) {
         let direction = u32::try_from(self.direction).unwrap_or_default();
         let key = RuleKey { set: self.number, class, direction };

@@ -92,7 +92,7 @@ fn cidr_class(tables: &Tables, address: [u8; 16]) -> u32 {
 }
 
 fn rule(tables: &Tables, key: RuleKey, protocol: u8, port: Option<u16>) -> u32 {
-    let Some(rules) = tables.rules.get(&key) else { return 0 };
+    let Some(rules) = tables.rules.get(&key).or_else(|| tables.rules.get(&RuleKey { class: 0, ..key })) else { return 0 };
     if rules.any != 0 {
         return rules.any;
     }

@@ -119,3 +119,16 @@ fn a_pod_may_use_a_service_that_it_is_behind_itself() {
     tables.addresses.insert(PEER, AddressEntry { class: 5, instance: 9, flags: address_flags::POD });
     assert_eq!(judge(&tables, &question(EGRESS, protocol::TCP, 80)).allowed, 0);
 }
+
+#[test]
+fn of_a_class_that_no_rule_names_the_rules_for_everyone_hold() {
+    let mut tables = Small::default();
+    tables.addresses.insert(PEER, AddressEntry { class: 4, instance: 8, flags: address_flags::POD });
+    tables.rules.insert((1, 0, EGRESS), Rules::new(6, 0));
+    assert_eq!(judge(&tables, &question(EGRESS, protocol::TCP, 80)).rule, 6);
+    assert_eq!(judge(&tables, &question(INGRESS, protocol::TCP, 80)).allowed, 0);
+    tables.rules.insert((1, 4, EGRESS), Rules::new(5, 0));
+    assert_eq!(judge(&tables, &question(EGRESS, protocol::TCP, 80)).rule, 5, "a row of its own says all");
+    tables.rules.insert((1, 4, EGRESS), Rules::new(0, 0));
+    assert_eq!(judge(&tables, &question(EGRESS, protocol::TCP, 80)).allowed, 0, "also that there is nothing");
+}
