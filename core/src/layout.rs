@@ -29,6 +29,8 @@ pub const EGRESS: u8 = 0;
 pub const INGRESS: u8 = 1;
 /// Who opened the flow is not known: it began before we watched.
 pub const UNKNOWN: u8 = 2;
+/// In [`RuleKey::direction`]: an endpoint that is itself behind a Service, as which it may use that; `set` is its instance there.
+pub const HAIRPIN: u8 = 2;
 
 /// An endpoint number with this bit set names a cgroup endpoint (the rest is [`Endpoint::index`]);
 /// without it, it is the interface index of the pod's host-side veth.
@@ -400,13 +402,25 @@ boundary! {
         pub instance: u32,
     } = 8;
 
+    /// The backend of a flow to a Service, by which it is judged again.
+    pub struct Backend {
+        /// [`Flow::born_ns`]: under the same key another birth is another flow.
+        pub born_ns: u64,
+        /// Its address.
+        pub address: Address,
+        /// Its port.
+        pub port: u16,
+        /// Zero.
+        pub pad: [u8; 6],
+    } = 32;
+
     /// Key of `RULES`: what a set says about a class in one direction.
     pub struct RuleKey {
         /// Policy set.
         pub set: u32,
         /// Class of the remote address.
         pub class: u32,
-        /// [`EGRESS`] or [`INGRESS`].
+        /// [`EGRESS`], [`INGRESS`] or [`HAIRPIN`].
         pub direction: u32,
     } = 12;
 

@@ -5,7 +5,9 @@
 //!
 //! The tables are a trait: maps in the kernel, hash maps under test. Nothing here keeps state.
 
-use crate::layout::{Address, AddressEntry, EGRESS, INGRESS, Rules, Vip, address_flags, endpoint_flags, flow_flags, mode, reason, verdict};
+use crate::layout::{
+    Address, AddressEntry, EGRESS, HAIRPIN, INGRESS, Rules, Vip, address_flags, endpoint_flags, flow_flags, mode, reason, verdict,
+};
 use crate::parse::protocol;
 
 /// What a judgement asks. Plain arguments, so that an implementation builds its keys where it likes.
@@ -46,6 +48,8 @@ impl Rules {
 pub struct Question<'a> {
     /// The endpoint's policy set.
     pub set: u32,
+    /// Its instance.
+    pub instance: u32,
     /// Bits of [`endpoint_flags`].
     pub endpoint_flags: u32,
     /// Who the other end is.
@@ -116,7 +120,10 @@ pub fn judge<T: Tables>(tables: &T, question: &Question<'_>) -> Judgement {
         answer.allowed = 1;
         return answer;
     }
-    if let Some(rules) = tables.rules(question.set, answer.class, question.direction) {
+    let rules = tables.rules(question.set, answer.class, question.direction);
+    // Of a class that none of its rules names, a set says what it says of everyone.
+    let rules = if rules.is_none() && answer.class != 0 { tables.rules(question.set, 0, question.direction) } else { rules };
+    if let Some(rules) = rules {
         answer.rule = rules.any;
         // Only these have ports that a policy can name.
         let ported = matches!(question.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
@@ -128,6 +135,14 @@ pub fn judge<T: Tables>(tables: &T, question: &Question<'_>) -> Judgement {
         }
     }
     answer.allowed = u8::from(answer.rule != 0);
+    // A pod may always meet itself: behind a Service it counts as if it were not there.
+    if answer.rule == 0
+        && answer.flags & flow_flags::SERVICE != 0
+        && let Some(others) = tables.rules(question.instance, answer.class, HAIRPIN)
+    {
+        answer.rule = others.any;
+        answer.allowed = 1;
+    }
     answer
 }
 

@@ -11,14 +11,16 @@ use sekisho_core::parse::protocol;
 use sekisho_core::tcp;
 
 use crate::emit::{self, count, stateless};
-use crate::kernel::zero;
-use crate::open::{KEPT, flags};
+use crate::kernel::{copy16, zero};
+use crate::maps::BACKENDS;
+use crate::open::{KEPT, flags, owns};
 use crate::promote::{entered, left};
 use crate::scratch::{self, Scratch};
 use crate::slow::{DROP, PASS};
 use crate::tables::{self, ANY, Entry, table};
 
-/// What only the first packet could show: who opened, that the node itself did.
+/// What only the first packet could show: who opened, that the node itself did. A flow to a Service is judged by its backend where
+/// that is known.
 #[inline(always)]
 pub(crate) fn recall(scratch: &mut Scratch, entry: Entry) {
     scratch.opened = entry.opened;
@@ -29,6 +31,47 @@ pub(crate) fn recall(scratch: &mut Scratch, entry: Entry) {
     if entry.flags & flow_flags::OWN_NODE != 0 {
         scratch.own_node = 1;
     }
+    if entry.flags & flow_flags::SERVICE != 0 && entry.opened == EGRESS {
+        take_backend(scratch, entry);
+    }
+}
+
+/// Puts the flow's backend in the place of its Service, where user space has said which it is.
+#[inline(always)]
+fn take_backend(scratch: &mut Scratch, entry: Entry) {
+    // SAFETY: read at once; user space replaces entries whole.
+    let Some(backend) = (unsafe { BACKENDS.get(&scratch.key6) }) else { return };
+    if backend.born_ns != entry.born_ns {
+        return;
+    }
+    let own = tables::endpoint(scratch.endpoint).is_some_and(|endpoint| owns(endpoint, &backend.address));
+    scratch.behind = if own { 2 } else { 1 };
+    copy16(&mut scratch.ends.remote, &backend.address);
+    scratch.ends.remote_port = backend.port;
+}
+
+/// Puts the Service back in its place, after the flow's backend was judged; whether it may pass.
+#[inline(always)]
+pub(crate) fn restore(scratch: &mut Scratch, found: Option<Entry>, allowed: bool) -> bool {
+    copy16(&mut scratch.ends.remote, &scratch.key6.remote);
+    scratch.ends.remote_port = scratch.key6.remote_port;
+    scratch.judgement.flags |= flow_flags::SERVICE;
+    if let Some(entry) = found {
+        scratch.judgement.remote_instance = entry.remote_instance;
+    }
+    allowed || scratch.behind == 2
+}
+
+/// Whether a flow stays that what stands behind its Service now would not allow: its own backend is not known, and nothing that the
+/// endpoint's rules say has changed. Flows that no rule was asked about do not.
+#[inline(always)]
+fn stays(scratch: &Scratch, entry: Entry) -> bool {
+    scratch.behind == 0
+        && scratch.cause == 0
+        && entry.verdict == verdict::ALLOWED
+        && entry.opened == EGRESS
+        && entry.flags & (flow_flags::SERVICE | flow_flags::ISOLATED | flow_flags::UNJUDGED) == flow_flags::SERVICE | flow_flags::ISOLATED
+        && entry.set == scratch.set
 }
 
 /// Applies the scratch's verdict to the stale flow in `entry`.
@@ -37,6 +80,10 @@ pub(crate) fn recall(scratch: &mut Scratch, entry: Entry) {
 pub(crate) extern "C" fn packet(slot: u32, entry: *mut Flow) -> u32 {
     let (Some(scratch), Some(entry)) = (scratch::at(slot), NonNull::new(entry).map(Entry)) else { return PASS };
     let rule = if scratch.mode == mode::OBSERVE { 0 } else { scratch.judgement.rule };
+    if scratch.verdict != verdict::ALLOWED && stays(scratch, entry) {
+        scratch.verdict = verdict::ALLOWED;
+        scratch.why = 0;
+    }
     if scratch.verdict == entry.verdict && scratch.why == entry.reason {
         entry.mark(scratch.mac_tag);
         let flow = entry.raw();

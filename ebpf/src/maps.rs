@@ -9,7 +9,7 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue};
 use sekisho_core::counters;
 use sekisho_core::layout::{
-    Address, AddressEntry, CidrKey, Clock, Closing, Config, Contacts, Endpoint, EndpointState, EndpointSwept, Flow, FlowEvent, FlowKey4,
+    Address, AddressEntry, Backend, CidrKey, Clock, Closing, Config, Contacts, Endpoint, EndpointState, EndpointSwept, Flow, FlowEvent, FlowKey4,
     FlowKey6, FragmentKey, FragmentPorts, Hold, ListenerKey, Merge, PortKey, Process, RuleKey, Rules, Vip, VipKey,
 };
 
@@ -77,6 +77,9 @@ pub(crate) static CIDRS: LpmTrie<CidrKey, u32> = LpmTrie::with_max_entries(16384
 /// Service ports.
 #[map]
 pub(crate) static VIPS: HashMap<VipKey, Vip> = HashMap::with_max_entries(16384, BPF_F_NO_PREALLOC);
+/// Backends of open flows to Services, where they are not to be judged by all that stand behind their Service.
+#[map]
+pub(crate) static BACKENDS: HashMap<FlowKey6, Backend> = HashMap::with_max_entries(16384, BPF_F_NO_PREALLOC);
 /// What policy sets say about classes.
 #[map]
 pub(crate) static RULES: HashMap<RuleKey, Rules> = HashMap::with_max_entries(FLOWS, BPF_F_NO_PREALLOC);

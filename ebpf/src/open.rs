@@ -45,6 +45,7 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
         }
     }
     let allowed = ask(ctx, scratch) != 0;
+    let allowed = if scratch.behind == 0 { allowed } else { change::restore(scratch, found, allowed) };
     if scratch.cause != 0 && scratch.forged == 0 && allowed {
         return PASS;
     }
@@ -229,8 +230,8 @@ pub(crate) extern "C" fn admit(ctx: *mut __sk_buff, slot: u32) -> u32 {
         return ADMITTED;
     }
     if scratch.direction == INGRESS {
-        // A pod's own packet that came back. Anyone may forge that source: believe only a socket.
-        if Skb(ctx).has_socket() && owns(endpoint, &ends.remote) {
+        // A pod's own packet that came back. Anyone may forge that source: believe only a socket, or where it came in.
+        if (Skb(ctx).has_socket() || Skb(ctx).ingress_ifindex() == scratch.endpoint) && owns(endpoint, &ends.remote) {
             return PASS;
         }
         if source::flooded(ctx, scratch, endpoint) {
@@ -377,6 +378,7 @@ fn one(scratch: &mut Scratch, direction: u8) {
     let port = if direction == EGRESS { scratch.ends.remote_port } else { scratch.ends.local_port };
     let question = Question {
         set: scratch.set,
+        instance: scratch.instance,
         endpoint_flags: scratch.endpoint_flags,
         remote: &scratch.ends.remote,
         protocol: scratch.ends.protocol,

@@ -97,6 +97,8 @@ pub(crate) struct Scratch {
     pub(crate) mac_tag: u32,
     /// What the packet tells its sender's neighbours.
     pub(crate) claims: Claims,
+    /// 1 = judged by the flow's backend, whose place in `ends` it has; 2 = that is the endpoint itself.
+    pub(crate) behind: u8,
     /// Wire segments.
     pub(crate) segments: u64,
     /// IP bytes.

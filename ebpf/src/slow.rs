@@ -49,10 +49,14 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
     scratch.forged = 0;
     scratch.exempt = 0;
     scratch.hidden = 0;
+    scratch.behind = 0;
     scratch.length = skb.len();
     scratch.large = u8::from(skb.gso_size() != 0);
-    // Made here and by a socket: forwarded packets came in somewhere, whatever socket they carry.
-    scratch.own_node = u8::from(scratch.direction == INGRESS && skb.ingress_ifindex() == 0 && skb.has_socket());
+    // Made here and by a socket: forwarded packets came in somewhere, whatever socket they carry. Or it is the pod's own, which came in
+    // at its interface and goes back there: through its own Service, with the node's address for its source.
+    let came_in = skb.ingress_ifindex();
+    let trusted = if came_in == 0 { skb.has_socket() } else { came_in == scratch.endpoint };
+    scratch.own_node = u8::from(scratch.direction == INGRESS && trusted);
     (scratch.segments, scratch.bytes) = skb.measure(scratch.packet.total, u32::from(scratch.packet.headers));
     let found = if scratch.packet.family == 0 {
         match odd(ctx, slot) {

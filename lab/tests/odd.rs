@@ -83,7 +83,7 @@ fn a_forged_source_is_called_out() -> Result<()> {
 fn lent_sources_pass() -> Result<()> {
     let lab = Lab::new("odd-lent")?;
     let router = lab.pod(PodSpec::new("shop", "router").annotation("sekisho.dev/allow-sources", "198.51.100.0/24"))?;
-    let agent = Agent::start(&lab, &[])?;
+    let agent = Agent::start(&lab, &["--allow-sources-from", "shop/router"])?;
     let target = format!("{}:9000", lab.outside_v4());
     for (source, arrives) in [("198.51.100.7", true), ("203.0.113.7", false)] {
         let sniffer = Sniffer::start(lab.outside().netns(), "eth0")?;
@@ -94,6 +94,30 @@ fn lent_sources_pass() -> Result<()> {
     }
     let start = agent.record("the lent source", SOON, |record| record["kind"] == "start" && record["source"]["ip"] == "198.51.100.7")?;
     ensure!(start["verdict"] == "allowed" && start["reason"].is_null(), "{start:#}");
+    Ok(())
+}
+
+/// Whoever may annotate a pod must not thereby be able to speak for others: without a word in the agent's configuration the
+/// annotation opens nothing, however wide its networks are, and an operator is shown that it was asked for.
+#[test]
+fn an_annotation_alone_lends_nothing() -> Result<()> {
+    let lab = Lab::new("odd-unlent")?;
+    let victim = lab.pod(PodSpec::new("shop", "victim"))?;
+    let liar = lab.pod(PodSpec::new("shop", "liar").annotation("sekisho.dev/allow-sources", "0.0.0.0/0, ::/0"))?;
+    let agent = Agent::start(&lab, &["--allow-sources-from", "shop/router", "--allow-sources-from", "vpn"])?;
+    for v6 in [false, true] {
+        let claimed = victim.address(v6);
+        let to = if v6 { lab.outside_v6() } else { lab.outside_v4() };
+        let sniffer = Sniffer::start(lab.outside().netns(), "eth0")?;
+        liar.tool(&["spray", "udp", &claimed.to_string(), &std::net::SocketAddr::new(to, 9000).to_string(), "20", "100"])?;
+        let arrived = sniffer.total(|flow| flow.heading == Heading::In && flow.source.0 == claimed)?;
+        ensure!(arrived.packets == 0, "in the name of {claimed}: {arrived:?}");
+        agent.record("the forged source", SOON, |record| {
+            record["kind"] == "start" && record["reason"] == "spoofed_source" && record["source"]["ip"] == claimed.to_string()
+        })?;
+    }
+    let warnings = agent.status()?["policy"]["warnings"].to_string();
+    ensure!(warnings.contains("shop/liar") && warnings.contains("0.0.0.0/0") && warnings.contains("--allow-sources-from"), "{warnings}");
     Ok(())
 }
 

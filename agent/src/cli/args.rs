@@ -18,6 +18,7 @@ use super::status::StatusArgs;
 use super::values;
 use crate::api::TlsFiles;
 use crate::inventory::kube::Access;
+use crate::policy::Lending;
 
 /// Where the agent listens unless told otherwise.
 const SOCKET: &str = "/run/sekisho/sekisho.sock";
@@ -150,6 +151,10 @@ pub struct AgentArgs {
     /// server may go on with what a client opened, whatever egress policy says
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = values::duration)]
     pub adoption_window: Duration,
+    /// Whose annotation `sekisho.dev/allow-sources` counts: the pods of a namespace, or those of a name or of names that begin so.
+    /// May be given several times [default: nobody's]
+    #[arg(long, value_name = "NAMESPACE[/POD[*]]")]
+    pub allow_sources_from: Vec<Lending>,
     /// How to attach to a pod's interface
     #[arg(long, value_enum, default_value_t = TcBackend::Auto)]
     pub tc_backend: TcBackend,

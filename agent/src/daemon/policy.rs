@@ -14,10 +14,10 @@ use tracing::{error, info, warn};
 use super::pump::{Pump, now};
 use crate::api::Refusal;
 use crate::cli::Posture;
-use crate::datapath::{ChangeKind, Look};
+use crate::datapath::{ChangeKind, Look, ServiceFlow};
 use crate::flow::{Body, EndpointView, Explainer};
 use crate::inventory::{Pod, Snapshot};
-use crate::policy::{self, Compiled, Decision, Input, Question};
+use crate::policy::{self, Compiled, Decision, Input, Lending, Question};
 
 /// When a policy that could not be put in force is tried again, where nothing changes before.
 const RETRY: Duration = Duration::from_secs(5);
@@ -32,7 +32,8 @@ impl Pump {
     /// Takes the snapshot over: local pods, policy, identities. Tells whether all pods were looked at.
     pub(super) fn take_snapshot(&mut self) -> bool {
         self.synced = true;
-        let local = self.local_pods(&self.base).cloned().collect();
+        let lending = &self.args.allow_sources_from;
+        let local = self.local_pods(&self.base).map(|pod| lent(pod, lending)).collect();
         let former = std::mem::replace(&mut self.local, local);
         let look = self.reconcile(former);
         self.compile();
@@ -88,16 +89,26 @@ impl Pump {
             node: &self.args.node_name,
             node_addresses: &self.node_addresses,
             found: &self.known,
+            in_kernel: self.datapath.tables(),
+            room_for_addresses: self.datapath.room_for_addresses(),
+            room_for_rules: self.datapath.room_for_rules(),
             room_for_services: self.datapath.room_for_services(),
             room_for_networks: self.datapath.room_for_networks(),
+            lending: &self.args.allow_sources_from,
             instances: &self.journal,
         });
         let near: HashSet<Address> = self.known.values().flatten().map(|ip| policy::mapped(*ip)).collect();
         // What goes leaves after what comes is written: not all of the room is used.
-        compiled.fit(self.datapath.room_for_addresses() / 16 * 15, &self.args.node_name, |address| near.contains(address));
+        let lent = self.lent_networks();
+        let keep = |address: &Address| near.contains(address) || lent.iter().any(|net| net.contains(&policy::unmapped(address)));
+        compiled.fit(self.datapath.room_for_addresses() / 16 * 15, &self.args.node_name, keep);
         let now = now(&mut self.datapath);
         let directory = self.journal.refresh(&self.snapshot, &self.known, &compiled.rules, now.boot_ns);
         self.set_directory(directory);
+        if !compiled.tables.vips.is_empty() {
+            let flows = self.engine.to_services().filter_map(|(key, flow, backend)| ServiceFlow::of(key, flow, backend));
+            self.datapath.note_service_flows(flows.collect());
+        }
         match self.datapath.apply(&compiled.tables) {
             Ok(applied) => {
                 self.datapath.set_hold(self.args.posture() == Posture::Hold && !self.snapshot.policies.is_empty());
@@ -125,6 +136,11 @@ impl Pump {
         }
         self.tell_endpoints();
         self.tell_ready();
+    }
+
+    /// Networks that some pod of this node may speak for. The kernel must know which of their addresses are others'.
+    fn lent_networks(&self) -> Vec<ipnet::IpNet> {
+        self.local.iter().flat_map(|pod| &pod.allow_sources).copied().collect()
     }
 
     /// Logs the warnings that the policy before did not have.
@@ -191,6 +207,14 @@ impl Pump {
         let mode = mode::name(self.datapath.mode()).unwrap_or("unknown").to_owned();
         Ok(proto::ModeResponse { mode, epoch: self.datapath.epoch() })
     }
+}
+
+/// A pod of this node, without the sources that its annotation asks for where the configuration lends it none.
+fn lent(pod: &Arc<Pod>, lending: &[Lending]) -> Arc<Pod> {
+    if pod.allow_sources.is_empty() || policy::lends(lending, pod) {
+        return pod.clone();
+    }
+    Arc::new(Pod { allow_sources: Vec::new(), ..Pod::clone(pod) })
 }
 
 /// Whether a pod is this node's and still has its addresses.

@@ -127,6 +127,7 @@ impl Pump {
             rules: rules as u64,
             applied: Some(flow::timestamp(self.applied_ns)),
             left_out: stats.left_out as u64,
+            warnings: self.compiled.iter().flat_map(|c| &c.warnings).map(|warning| warning.text.clone()).collect(),
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::io;
 
-use sekisho_core::layout::{Address, Flow, FlowKey4, FlowKey6, PortKey, RuleKey, Rules};
+use sekisho_core::layout::{Address, Flow, FlowKey4, FlowKey6, HAIRPIN, PortKey, RuleKey, Rules};
 
 use super::Datapath;
 use super::error::ApplyError;
@@ -111,7 +111,7 @@ impl Datapath {
             return Err(error);
         }
         self.tables = next.clone();
-        self.applied_once = true;
+        let first = !std::mem::replace(&mut self.applied_once, true);
         let pointed = self.point_endpoints();
         let result = pointed.and_then(|()| {
             remove("RULES", &self.maps.rules, &bridge.iter().map(|(key, _)| *key).collect::<Vec<_>>())?;
@@ -123,6 +123,7 @@ impl Datapath {
         });
         let pointed = std::mem::take(&mut self.repointed);
         if verdicts || pointed {
+            self.write_backends(first).map_err(|source| ApplyError::Map { map: "BACKENDS", source })?;
             self.notice_mode().map_err(|source| ApplyError::Map { map: "CONFIG", source })?;
             self.bump_epoch()?;
         }
@@ -131,9 +132,49 @@ impl Datapath {
             self.read_tables().map_err(|source| ApplyError::Map { map: "RULES", source })?;
             return Err(error);
         }
+        self.leave_passing()?;
         self.attach_ready();
         self.follow_hold();
         Ok(Applied { changed: verdicts || pointed || !vip.empty(), epoch: self.config.epoch })
+    }
+
+    /// Where tables are more than half full, takes out what only former sets need: no endpoint points at them any more. So there is
+    /// room for whatever comes next.
+    fn leave_passing(&mut self) -> Result<(), ApplyError> {
+        let tables = &self.tables;
+        let half = |entries: usize, max: u32| entries > max as usize / 2;
+        let full = half(tables.rules.len(), self.maps.rules.max())
+            || half(tables.ports.len(), self.maps.ports.max())
+            || half(tables.cidrs.len(), self.maps.cidrs.max());
+        if !full || (tables.passing.sets.is_empty() && tables.passing.cidrs.is_empty()) {
+            return Ok(());
+        }
+        let mut lean = tables.clone();
+        let passing = std::mem::take(&mut lean.passing);
+        lean.rules.retain(|key, _| key.direction == u32::from(HAIRPIN) || !passing.sets.contains(&key.set));
+        let spoken: HashSet<[u8; 4]> = lean.rules.values().map(|rules| rules.ports.to_be_bytes()).collect();
+        lean.ports.retain(|(key, _), _| spoken.contains(&key.table));
+        lean.cidrs.retain(|key, _| !passing.cidrs.contains(key));
+        let result = (|| {
+            remove("CIDRS", &self.maps.cidrs, &Difference::between(&cidrs(tables), &cidrs(&lean)).remove)?;
+            remove("RULES", &self.maps.rules, &Difference::between(&tables.rules, &lean.rules).remove)?;
+            remove("PORTS", &self.maps.ports, &Difference::between(&ports(tables), &ports(&lean)).remove)
+        })();
+        match result {
+            Ok(()) => self.tables = lean,
+            Err(_) => self.read_tables().map_err(|source| ApplyError::Map { map: "RULES", source })?,
+        }
+        result
+    }
+
+    /// What the kernel's tables hold.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// How many rows of rules the kernel's table holds at most.
+    pub fn room_for_rules(&self) -> usize {
+        self.maps.rules.max() as usize
     }
 
     /// How many addresses the kernel's table holds at most.
@@ -156,7 +197,12 @@ impl Datapath {
     /// Where an address changes from a class to one that the old tables do not know (after a restart all of them do), a
     /// set in force would find no row for it, and deny for a moment what old and new policy both allow.
     fn bridge(&self, next: &Tables) -> Vec<(RuleKey, Rules)> {
-        let known: HashSet<u32> = self.tables.rules.keys().map(|key| key.class).collect();
+        // A class without rows is one of which sets say what they say of everyone.
+        let (old, mut known) = (&self.tables, HashSet::new());
+        known.extend(old.rules.keys().map(|key| key.class));
+        known.extend(old.addresses.values().map(|entry| entry.class));
+        known.extend(old.cidrs.values());
+        known.extend(old.vips.values().map(|vip| vip.class));
         let mut renamed: HashMap<u32, BTreeSet<u32>> = HashMap::new();
         let mut note = |old: Option<u32>, new: u32| {
             if let Some(old) = old.filter(|old| *old != new && !known.contains(&new)) {
@@ -233,7 +279,10 @@ impl Datapath {
 impl UsedIds {
     /// Notes the numbers in a row of rules.
     pub(super) fn note_rules(&mut self, key: &RuleKey, rules: &Rules) {
-        self.set = self.set.max(key.set);
+        // There it is an instance.
+        if key.direction != u32::from(HAIRPIN) {
+            self.set = self.set.max(key.set);
+        }
         self.class = self.class.max(key.class);
         self.rule = rules.rule.iter().fold(self.rule.max(rules.any), |most, rule| most.max(*rule));
         self.table = self.table.max(rules.ports);

@@ -10,6 +10,7 @@
 
 mod apply;
 mod attach;
+mod backends;
 mod bpf;
 mod cgroup;
 mod conntrack;
@@ -53,6 +54,7 @@ use aya::maps::{MapData, RingBuf};
 use sekisho_core::layout::{self, Config};
 
 pub use apply::Applied;
+pub use backends::ServiceFlow;
 pub use conntrack::{Conntrack, udp_timeouts};
 pub use coverage::Check;
 pub use detach::{DetachReport, detach, set_mode_on_pins};
@@ -130,6 +132,10 @@ pub struct Datapath {
     /// The tables as the kernel holds them.
     tables: policy::Tables,
     applied_once: bool,
+    /// Open flows to Services, for the next epoch.
+    service_flows: Vec<ServiceFlow>,
+    /// Those that are judged by their backend, as the kernel has them.
+    backends: HashMap<layout::FlowKey6, layout::Backend>,
     /// Entries of endpoints have changed since the last epoch: what they had judged is to be judged again.
     repointed: bool,
     endpoints: BTreeMap<Arc<str>, Endpoint>,
@@ -197,6 +203,8 @@ impl Datapath {
             migrating: false,
             tables: policy::Tables::default(),
             applied_once: false,
+            service_flows: Vec::new(),
+            backends: HashMap::new(),
             repointed: false,
             endpoints: BTreeMap::new(),
             slots: numbers::Slots::default(),

@@ -76,6 +76,8 @@ pub(super) fn plan(budget: u64, cpus: u32, page: u32) -> Sizes {
         ("ADDRESSES", hash(8, 112)),
         ("CIDRS", hash(2, 80)),
         ("VIPS", hash(2, 112)),
+        // Only those that go on against what their Service has become.
+        ("BACKENDS", hash(1, 128)),
         ("RULES", hash(4, 112)),
         ("PORTS", hash(2, 80)),
         ("SOCKETS", lru(4, 112)),
@@ -84,7 +86,7 @@ pub(super) fn plan(budget: u64, cpus: u32, page: u32) -> Sizes {
         ("JOURNAL", hash(3, 584)),
         ("OWNED", ENDPOINTS),
     ];
-    Sizes { entries, ring: ring(budget / 100 * 8 / u64::from(cpus.max(1)), page), established, answered }
+    Sizes { entries, ring: ring(budget / 100 * 7 / u64::from(cpus.max(1)), page), established, answered }
 }
 
 fn clamp(entries: u64) -> u32 {

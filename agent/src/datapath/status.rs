@@ -26,7 +26,7 @@ impl Datapath {
             ($($name:literal $field:ident,)*) => { $( all.push(self.map_status($name, self.maps.$field.count().ok(), self.maps.$field.max(), self.maps.$field.as_fd())); )* };
         }
         counted! {
-            "ENDPOINTS" endpoints, "CG_ENDPOINTS" cgroups, "ADDRESSES" addresses, "CIDRS" cidrs, "VIPS" vips, "RULES" rules,
+            "ENDPOINTS" endpoints, "CG_ENDPOINTS" cgroups, "ADDRESSES" addresses, "CIDRS" cidrs, "VIPS" vips, "BACKENDS" backends, "RULES" rules,
             "PORTS" ports, "SOCKETS" sockets, "LISTENERS" listeners, "JOURNAL" journal, "OWNED" owned, "LIVE" live,
         }
         let fixed = [

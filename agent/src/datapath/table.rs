@@ -8,8 +8,8 @@ use std::path::Path;
 
 use sekisho_core::flows::Table as Kind;
 use sekisho_core::layout::{
-    Address, AddressEntry, Clock, Closing, Config, Contacts, Endpoint, EndpointState, EndpointSwept, Flow, FlowKey4, FlowKey6, Hold,
-    ListenerKey, Merge, PortKey, Process, RuleKey, Rules, Vip, VipKey,
+    Address, AddressEntry, Backend, Clock, Closing, Config, Contacts, Endpoint, EndpointState, EndpointSwept, Flow, FlowKey4, FlowKey6,
+    Hold, ListenerKey, Merge, PortKey, Process, RuleKey, Rules, Vip, VipKey,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -292,6 +292,7 @@ maps! {
     addresses "ADDRESSES": Table<Address, AddressEntry> = Table::open;
     cidrs "CIDRS": Table<CidrPrefix, u32> = Table::open;
     vips "VIPS": Table<VipKey, Vip> = Table::open;
+    backends "BACKENDS": Table<FlowKey6, Backend> = Table::open;
     rules "RULES": Table<RuleKey, Rules> = Table::open;
     ports "PORTS": Table<PortPrefix, u32> = Table::open;
     sockets "SOCKETS": Table<u64, Process> = Table::open;

@@ -32,7 +32,7 @@ fn snapshot(pods: &[Pod]) -> Snapshot {
     for pod in pods {
         Arc::make_mut(&mut snapshot.pods).insert((pod.namespace.clone(), pod.name.clone()), Arc::new(pod.clone()));
     }
-    let node = Node { name: "node-1".into(), ips: vec!["10.0.0.254".parse().unwrap()], labels: Arc::default() };
+    let node = Node { name: "node-1".into(), ips: vec!["10.0.0.254".parse().unwrap()], pod_networks: Vec::new(), labels: Arc::default() };
     Arc::make_mut(&mut snapshot.nodes).insert("node-1".into(), Arc::new(node));
     let port = ServicePort { name: None, port: 80, protocol: 6, node_port: None };
     let service = Service {

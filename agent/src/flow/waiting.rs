@@ -218,6 +218,13 @@ impl Engine {
         self.tell_start(record, context);
     }
 
+    /// Open flows to Services, each with the backend behind it where that is known.
+    pub fn to_services(&self) -> impl Iterator<Item = (&layout::FlowKey6, &layout::Flow, Option<Side>)> {
+        let records = self.open.values().map(|open| &*open.record);
+        let to_services = records.filter(|record| record.flow.flags & flow_flags::SERVICE != 0);
+        to_services.map(|record| (&record.key, &record.flow, record.translated.as_ref().map(|behind| behind.destination)))
+    }
+
     /// What is known to stand behind a flow to a Service.
     pub(super) fn translated(&mut self, flow_id: u64, flow: &layout::Flow) -> Option<Arc<Translated>> {
         if flow.flags & flow_flags::SERVICE == 0 { None } else { self.translations.get(&(flow_id, flow.start_ns)) }

@@ -90,7 +90,7 @@ pub struct Pod {
     pub workload: Workload,
     /// Container ports, for named ports: `(name, port, protocol number)`.
     pub ports: Vec<(Arc<str>, u16, u8)>,
-    /// The cgroup's name for static pods: annotation `kubernetes.io/config.hash` of a pod that belongs to its node.
+    /// The cgroup's name for static pods: annotation `kubernetes.io/config.hash` of a mirror pod that belongs to its node.
     pub config_hash: Option<Arc<str>>,
     /// Annotation `sekisho.dev/allow-sources`: foreign sources that the pod may use.
     pub allow_sources: Vec<ipnet::IpNet>,
@@ -121,6 +121,8 @@ pub struct Node {
     pub name: Arc<str>,
     /// `status.addresses` that are addresses.
     pub ips: Vec<IpAddr>,
+    /// `spec.podCIDRs` (and `spec.podCIDR`): where its pods' addresses come from, where the cluster says so.
+    pub pod_networks: Vec<ipnet::IpNet>,
     /// Labels.
     pub labels: Labels,
 }
@@ -132,7 +134,7 @@ pub struct Service {
     pub namespace: Arc<str>,
     /// Name.
     pub name: Arc<str>,
-    /// `clusterIPs` without `None`, `externalIPs`, `status.loadBalancer.ingress[].ip`.
+    /// `clusterIPs` without `None`, `externalIPs`, `status.loadBalancer.ingress[].ip` that are not of `ipMode: Proxy`.
     pub ips: Vec<IpAddr>,
     /// Of these, the ones with backends on this node only: ClusterIPs with `internalTrafficPolicy: Local`.
     pub node_local_ips: Vec<IpAddr>,

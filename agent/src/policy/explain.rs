@@ -84,6 +84,11 @@ impl Explainer {
         Remote { address, pod: self.owners.get(&address), port, protocol }
     }
 
+    /// Whether an address is the pod's own.
+    fn has(&self, pod: &Pod, address: IpAddr) -> bool {
+        self.owners.get(&address).is_some_and(|owner| owner.uid == pod.uid)
+    }
+
     fn selects(&self, peer: &PolicyPeer, own: &str, remote: Remote<'_>) -> bool {
         match (peer, remote.pod) {
             (PolicyPeer::Block { cidr, except }, _) => {
@@ -135,23 +140,28 @@ impl Explainer {
         question: &Question,
         name: &str,
         backends: &[(IpAddr, u16)],
-    ) -> (Result<RuleRef, Option<Near>>, Option<String>) {
+    ) -> (Result<Option<RuleRef>, Option<Near>>, Option<String>) {
         let judged: Vec<_> = backends
             .iter()
             .map(|(address, port)| self.judge(policies, question.direction, local, self.remote(*address, Some(*port), question.protocol)))
             .collect();
         let denied = judged.iter().filter(|j| j.is_err()).count();
+        let others: Vec<(IpAddr, u16)> = backends.iter().filter(|(address, _)| !self.has(local, *address)).copied().collect();
+        if denied > 0 && others.len() < backends.len() {
+            // It is as if the pod itself were not behind the Service.
+            return if others.is_empty() { (Ok(None), None) } else { self.service(policies, local, question, name, &others) };
+        }
         if judged.is_empty() {
             let unknown = Remote { address: question.remote, pod: None, port: None, protocol: 0 };
             let everywhere = |rule: &PolicyRule| rule.peers.is_empty() && rule.ports.is_empty();
             let open = policies.iter().any(|p| rules(p, question.direction).into_iter().flatten().any(everywhere));
-            let verdict = if open { self.judge(policies, question.direction, local, unknown) } else { Err(None) };
+            let verdict = if open { self.judge(policies, question.direction, local, unknown).map(Some) } else { Err(None) };
             return (verdict, Some(format!("{name} has no ready backend")));
         }
         if denied == 0 {
             let order = |rule: &RuleRef| (rule.namespace.clone(), rule.name.clone(), rule.index);
             let first = judged.into_iter().filter_map(Result::ok).min_by_key(order);
-            return (first.ok_or(None), None);
+            return (first.ok_or(None).map(Some), None);
         }
         let warning =
             (denied < judged.len()).then(|| format!("{name}: {denied} of its {} backends are denied, so it is denied", judged.len()));
@@ -216,7 +226,7 @@ impl Compiled {
         let policies: Vec<Arc<NetworkPolicy>> =
             explainer.policies(local).iter().filter(|p| rules(p, question.direction).is_some()).cloned().collect();
         let remote = question.remote.to_canonical();
-        let own = explainer.owners.get(&remote).is_some_and(|owner| owner.uid == local.uid);
+        let own = explainer.has(local, remote);
         if policies.is_empty() || own || remote.is_loopback() {
             return allowed(!policies.is_empty());
         }
@@ -225,14 +235,14 @@ impl Compiled {
             Some((name, backends)) if question.direction != INGRESS => explainer.service(&policies, local, question, name, backends),
             _ => {
                 let remote = explainer.remote(remote, question.port, question.protocol);
-                (explainer.judge(&policies, question.direction, local, remote), None)
+                (explainer.judge(&policies, question.direction, local, remote).map(Some), None)
             }
         };
         if question.direction == INGRESS && explainer.nodes.contains(&remote) {
             warning = Some("an address of this node: its own processes always reach the pod, forwarded traffic is judged".to_owned());
         }
         match verdict {
-            Ok(rule) => Decision { rule: Some(rule), warning, ..allowed(true) },
+            Ok(rule) => Decision { rule, warning, ..allowed(true) },
             Err(near) => Decision {
                 allowed: false,
                 isolated_by: policies.iter().map(|p| rule_ref(p, question.direction, 0)).collect(),

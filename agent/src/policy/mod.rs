@@ -8,19 +8,24 @@
 //!
 //! No I/O, no clock, no tokio, no aya.
 
+mod addresses;
 mod alike;
 mod blocks;
 mod compiler;
 mod explain;
 mod identity;
 mod interner;
+mod lending;
 mod peers;
 mod ports;
+mod ranges;
 mod room;
+mod round;
 mod rows;
 mod services;
 mod sets;
 mod share;
+mod usage;
 mod warning;
 
 #[cfg(test)]
@@ -28,6 +33,8 @@ mod tests;
 
 pub use compiler::{Compiled, Compiler, Stats};
 pub use identity::{Relevant, identity_number};
+pub use lending::{Lending, lends};
+pub use round::Passing;
 pub use warning::Warning;
 
 use std::collections::HashMap;
@@ -48,10 +55,18 @@ pub struct Input<'a> {
     pub node_addresses: &'a [IpAddr],
     /// Addresses that the datapath found in local pods' namespaces, by pod UID; they win over status.
     pub found: &'a HashMap<Arc<str>, Vec<IpAddr>>,
+    /// What the kernel's tables hold.
+    pub in_kernel: &'a Tables,
+    /// How many addresses the kernel's table holds.
+    pub room_for_addresses: usize,
+    /// How many rows of rules its table holds.
+    pub room_for_rules: usize,
     /// How many Service ports the kernel's table holds.
     pub room_for_services: usize,
     /// How many networks its table holds, and that of ports at least as many prefixes of them.
     pub room_for_networks: usize,
+    /// Whose annotation `sekisho.dev/allow-sources` counts.
+    pub lending: &'a [Lending],
     /// Instance number of everything that may be a remote or local end.
     pub instances: &'a dyn Instances,
 }
@@ -96,6 +111,8 @@ pub struct Tables {
     pub rules: HashMap<RuleKey, Rules>,
     /// Port tables, `(key, prefix length in bits: 40 + 0..=16) -> rule id`.
     pub ports: HashMap<(PortKey, u8), u32>,
+    /// What of it is only for the moment of a change.
+    pub passing: Passing,
 }
 
 /// What a local pod's endpoint points at.
@@ -117,6 +134,11 @@ pub fn mapped(address: IpAddr) -> Address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
     }
+}
+
+/// The address that the kernel's tables hold as `address`.
+pub fn unmapped(address: &Address) -> IpAddr {
+    IpAddr::from(*address).to_canonical()
 }
 
 /// A policy's rule, as records name it.

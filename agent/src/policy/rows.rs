@@ -19,8 +19,18 @@ pub(super) type NamedPorts = Vec<((Arc<str>, u8), Vec<u16>)>;
 pub(super) enum Class {
     /// Addresses that match exactly these selectors, of those that rules in use tell apart.
     Address { selectors: List, named: NamedPorts },
-    /// Backends that a Service port stands for: `(class, port, protocol)`, ascending, distinct.
-    Service(Vec<(u32, u16, u8)>),
+    /// Backends that a Service port stands for, ascending, distinct.
+    Service(Vec<Backend>),
+}
+
+/// What stands behind a Service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Backend {
+    pub(super) class: u32,
+    pub(super) port: u16,
+    pub(super) protocol: u8,
+    /// Instance of a pod of this node that its own rules do not let go there: it may all the same, for it is itself. Else 0.
+    pub(super) own: u32,
 }
 
 /// What a class looks like to one set in one direction.
@@ -31,8 +41,18 @@ pub(super) struct Row {
 }
 
 impl Row {
+    /// One rule for every protocol and port, or nothing.
+    pub(super) fn any(any: u32) -> Self {
+        Self { any, table: Table::new() }
+    }
+
+    /// Whether it allows nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.any == 0 && self.table.is_empty()
+    }
+
     /// The rule that allows it, as the kernel finds it.
-    fn allows(&self, protocol: u8, port: u16) -> Option<u32> {
+    pub(super) fn allows(&self, protocol: u8, port: u16) -> Option<u32> {
         if self.any != 0 {
             return Some(self.any);
         }
@@ -109,15 +129,20 @@ impl<'a> View<'a> {
         Row { any: 0, table: ports::table(&ranges) }
     }
 
+    /// What it says about an address of a class; of one that is not in use, as of any that no rule names.
+    pub(super) fn class_row(&mut self, class: Option<&Class>) -> Arc<Row> {
+        match class {
+            Some(Class::Address { selectors, named }) => self.row(selectors, named),
+            _ => self.row(&[], &NamedPorts::new()),
+        }
+    }
+
     /// What it says about a Service port: a rule if every backend is allowed; and whether backends differ.
-    pub(super) fn service(&mut self, backends: &[(u32, u16, u8)], classes: &HashMap<u32, Arc<Class>>) -> (Option<u32>, bool) {
+    pub(super) fn service(&mut self, backends: &[Backend], classes: &HashMap<u32, Arc<Class>>) -> (Option<u32>, bool) {
         let mut rules = Vec::with_capacity(backends.len());
-        for (class, port, protocol) in backends {
-            let row = match classes.get(class).map(|c| &**c) {
-                Some(Class::Address { selectors, named }) => self.row(selectors, named),
-                _ => self.row(&[], &NamedPorts::new()),
-            };
-            rules.push(row.allows(*protocol, *port));
+        for backend in backends {
+            let row = self.class_row(classes.get(&backend.class).map(|c| &**c));
+            rules.push(row.allows(backend.protocol, backend.port));
         }
         if rules.is_empty() {
             // No one is behind it: only who may go anywhere may go there.
@@ -130,11 +155,32 @@ impl<'a> View<'a> {
         (all.and_then(|ids| ids.into_iter().min_by_key(precedence)), mixed)
     }
 
-    /// Writes a row.
-    pub(super) fn write(&self, class: u32, row: &Row, tables: &mut Interner<Table>, out: &mut Tables) {
-        if row.any == 0 && row.table.is_empty() {
-            return;
+    /// The rules that may have to do with a row for a class beside that for everyone, which is that of no class; of a Service, those
+    /// that have a say about one of its backends at least.
+    pub(super) fn rules_of(&self, class: Option<&Class>, classes: &HashMap<u32, Arc<Class>>) -> Vec<u32> {
+        let mut found = match class {
+            Some(Class::Address { named, .. }) if named.is_empty() || !self.uses_names => Vec::new(),
+            _ => self.for_all.clone(),
+        };
+        let mut add = |selectors: &[u32]| found.extend(selectors.iter().filter_map(|s| self.by_selector.get(s)).flatten());
+        match class {
+            Some(Class::Address { selectors, .. }) => add(selectors),
+            Some(Class::Service(backends)) => {
+                for backend in backends {
+                    if let Some(Class::Address { selectors, .. }) = classes.get(&backend.class).map(|c| &**c) {
+                        add(selectors);
+                    }
+                }
+            }
+            None => {}
         }
+        found.sort_unstable();
+        found.dedup();
+        found.into_iter().map(|index| self.set.rules[self.direction][index].id).collect()
+    }
+
+    /// Writes a row; the number of its port table, and how many prefixes are in that.
+    pub(super) fn write(&self, class: u32, row: &Row, tables: &mut Interner<Table>, out: &mut Tables) -> (u32, usize) {
         let direction = u32::try_from(self.direction).unwrap_or_default();
         let key = RuleKey { set: self.number, class, direction };
         let (mut rules, far) = near(row);
@@ -147,6 +193,7 @@ impl<'a> View<'a> {
             let key = PortKey { table: ports.to_be_bytes(), protocol: *protocol, port: port.to_be_bytes() };
             out.ports.insert((key, 40 + bits), *rule);
         }
+        (ports, far.len())
     }
 }
 

@@ -23,34 +23,97 @@ const OVERLAPPING: usize = 64;
 /// tables for a moment, beside all others'.
 const PART: usize = 3;
 
-/// Takes all that a policy allows from those that go beyond their namespace's share.
+/// What all namespaces together may take of each table: half, so that what comes always has room beside what goes.
+const ALL: usize = 2;
+
+/// Takes all that a policy allows from those that go beyond their namespace's share. Where all namespaces together take too much,
+/// the shares are smaller, but never smaller than what those who take little need.
 pub(super) fn within_shares(input: &Input<'_>, by_namespace: &mut ByNamespace, warnings: &mut Vec<Warning>) {
-    let share = input.room_for_networks / PART;
-    let mut local: Option<BTreeMap<&str, Vec<&Pod>>> = None;
-    for (namespace, policies) in by_namespace {
-        // Nearly all namespaces are far below.
-        let mut most = Size::default();
-        for policy in policies.iter() {
-            most.add(&Size::most(policy));
+    let (share, all) = (input.room_for_networks / PART, input.room_for_networks / ALL);
+    let mut most = Size::default();
+    for policy in by_namespace.values().flatten() {
+        most.add(&Size::most(policy));
+    }
+    // Nearly all clusters are far below.
+    if most.fits(&Limit::of(share)) {
+        return;
+    }
+    let local = pods_by_namespace(input);
+    let here: BTreeMap<Arc<str>, Vec<Weighed>> =
+        local.iter().filter_map(|(name, pods)| Some(((*name).into(), weighed(by_namespace.get(*name)?, pods, share)))).collect();
+    let taken: Vec<Size> = here.values().map(|policies| within(policies, &Limit::of(share)).0).collect();
+    let limit = Limit {
+        networks: share.min(level(taken.iter().map(|size| size.networks), all)),
+        ports: share.min(level(taken.iter().map(|size| size.ports), all)),
+        overlapping: OVERLAPPING * share,
+    };
+    for (namespace, policies) in &here {
+        let (_, refused) = within(policies, &limit);
+        let Some(all) = by_namespace.get_mut(namespace) else { continue };
+        for index in refused {
+            close(&mut all[index], Warning::too_large, warnings);
         }
-        if most.fits(share) {
-            continue;
+    }
+}
+
+/// The most that each may have where they ask for `wanted` and `all` is there: who wants less than that has it whole.
+pub(super) fn level(wanted: impl Iterator<Item = usize>, all: usize) -> usize {
+    let mut wanted: Vec<usize> = wanted.collect();
+    if wanted.iter().sum::<usize>() <= all {
+        return usize::MAX;
+    }
+    wanted.sort_unstable();
+    let (mut left, mut asking) = (all, wanted.len());
+    for each in wanted {
+        if each * asking > left {
+            break;
         }
-        let local = local.get_or_insert_with(|| pods_by_namespace(input));
-        let pods = local.get(&**namespace).map_or(&[][..], Vec::as_slice);
-        let mut used = Used::default();
-        let mut weighed: Vec<(Size, &mut Arc<NetworkPolicy>)> = policies
-            .iter_mut()
-            .filter(|policy| pods.iter().any(|pod| policy.pod_selector.matches(&pod.labels)))
-            .map(|policy| (Size::of(policy, share), policy))
-            .collect();
-        weighed.sort_by(|(one, a), (other, b)| (one.total(), &a.name).cmp(&(other.total(), &b.name)));
-        for (size, policy) in weighed {
-            if !used.take(policy, size, share) {
-                warnings.push(Warning::too_large(policy, share));
-                *policy = Arc::new(closed(policy));
-            }
-        }
+        left -= each;
+        asking -= 1;
+    }
+    left.checked_div(asking).unwrap_or(usize::MAX)
+}
+
+/// A policy in its namespace's list, and what it takes.
+type Weighed = (Size, usize, Arc<NetworkPolicy>);
+
+/// The policies that select one of these pods, the smallest first.
+fn weighed(policies: &[Arc<NetworkPolicy>], pods: &[&Pod], share: usize) -> Vec<Weighed> {
+    let selecting = policies.iter().enumerate().filter(|(_, policy)| pods.iter().any(|pod| policy.pod_selector.matches(&pod.labels)));
+    let mut weighed: Vec<Weighed> = selecting.map(|(index, policy)| (Size::of(policy, share), index, policy.clone())).collect();
+    weighed.sort_by(|(one, _, a), (other, _, b)| (one.total(), &a.name).cmp(&(other.total(), &b.name)));
+    weighed
+}
+
+/// What those take that stay within `limit`, and where the others stand.
+fn within(policies: &[Weighed], limit: &Limit) -> (Size, Vec<usize>) {
+    let mut used = Used::default();
+    let refused = policies.iter().filter(|(size, _, policy)| !used.take(policy, *size, limit)).map(|(_, index, _)| *index).collect();
+    (used.size, refused)
+}
+
+/// Takes all that it allows from a policy, and says so.
+pub(super) fn close(policy: &mut Arc<NetworkPolicy>, warning: fn(&NetworkPolicy) -> Warning, warnings: &mut Vec<Warning>) {
+    warnings.push(warning(policy));
+    *policy = Arc::new(closed(policy));
+}
+
+/// Whether anything is left that a policy allows.
+pub(super) fn is_closed(policy: &NetworkPolicy) -> bool {
+    rules(policy).next().is_none()
+}
+
+/// What a namespace may take.
+struct Limit {
+    networks: usize,
+    ports: usize,
+    /// Networks times rules that name some.
+    overlapping: usize,
+}
+
+impl Limit {
+    fn of(share: usize) -> Self {
+        Self { networks: share, ports: share, overlapping: OVERLAPPING * share }
     }
 }
 
@@ -88,8 +151,8 @@ impl Size {
         self.networks + self.ports
     }
 
-    fn fits(&self, share: usize) -> bool {
-        self.networks <= share && self.ports <= share && self.networks * self.rules <= OVERLAPPING * share
+    fn fits(&self, limit: &Limit) -> bool {
+        self.networks <= limit.networks && self.ports <= limit.ports && self.networks * self.rules <= limit.overlapping
     }
 }
 
@@ -102,12 +165,12 @@ struct Used {
 
 impl Used {
     /// Adds a policy if there is room for it.
-    fn take(&mut self, policy: &NetworkPolicy, size: Size, share: usize) -> bool {
+    fn take(&mut self, policy: &NetworkPolicy, size: Size, limit: &Limit) -> bool {
         let new: HashSet<IpNet> = networks(policy).filter(|network| !self.networks.contains(network)).collect();
         let mut next = self.size;
         // Networks that are named already take nothing more.
         next.add(&Size { networks: new.len(), ..size });
-        if !next.fits(share) {
+        if !next.fits(limit) {
             return false;
         }
         self.size = next;
@@ -209,7 +272,29 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn who_takes_little_has_it_whole() {
+        for (wanted, all, expected) in [
+            (&[10, 20, 30][..], 60, usize::MAX),
+            (&[10, 20, 30], 59, 29),
+            (&[1, 100, 100], 101, 50),
+            (&[100, 100, 100, 100], 100, 25),
+            (&[0, 0, 7], 5, 5),
+            (&[], 0, usize::MAX),
+        ] {
+            assert_eq!(level(wanted.iter().copied(), all), expected, "{wanted:?} of {all}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_level_gives_all_there_is_and_no_more(wanted in proptest::collection::vec(0usize..1000, 0..20), all in 0usize..5000) {
+            let level = level(wanted.iter().copied(), all);
+            let given: usize = wanted.iter().map(|each| (*each).min(level)).sum();
+            prop_assert!(given <= all);
+            prop_assert!(given + wanted.len() > all || wanted.iter().all(|each| *each <= level));
+        }
+
         #[test]
         fn a_range_takes_as_many_prefixes_as_its_table_has(first in any::<u16>(), more in any::<u16>()) {
             let last = first.saturating_add(more);

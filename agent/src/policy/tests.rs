@@ -3,6 +3,7 @@
 
 mod explained;
 mod property;
+mod room;
 mod scale;
 mod semantics;
 mod services;
@@ -14,11 +15,11 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use sekisho_core::layout::{EGRESS, INGRESS, PortKey, RuleKey, VipKey, address_flags};
+use sekisho_core::layout::{EGRESS, HAIRPIN, INGRESS, PortKey, RuleKey, VipKey, address_flags};
 
 use super::{Compiled, Compiler, Decision, Input, Instances, Question, Tables, UsedIds, mapped};
 use crate::inventory::files::snapshot_of;
-use crate::inventory::{ObjectName, Snapshot};
+use crate::inventory::{ObjectName, Pod, Snapshot};
 
 #[derive(Default)]
 struct Numbers(RefCell<HashMap<String, u32>>);
@@ -68,6 +69,12 @@ fn ask(tables: &Tables, uid: &str, direction: u8, remote: IpAddr, protocol: u8, 
     if direction == EGRESS && entry.is_some_and(|e| e.flags & address_flags::SERVICE != 0) {
         let key = VipKey { address, port: port.unwrap_or(0), protocol, pad: 0 };
         class = tables.vips.get(&key).map_or(class, |vip| vip.class);
+        let own = RuleKey { set: endpoint.instance, class, direction: u32::from(HAIRPIN) };
+        let through_own = tables.vips.contains_key(&key).then(|| tables.rules.get(&own)).flatten();
+        let usual = RuleKey { set: endpoint.set, class, direction: u32::from(direction) };
+        if let (0, Some(own)) = (rule(tables, usual, protocol, port), through_own) {
+            return Found { rule: own.any, ..open };
+        }
     }
     let rule = rule(tables, RuleKey { set: endpoint.set, class, direction: u32::from(direction) }, protocol, port);
     Found { allowed: rule != 0, isolated, rule }
@@ -85,7 +92,7 @@ fn cidr_class(tables: &Tables, address: [u8; 16]) -> u32 {
 }
 
 fn rule(tables: &Tables, key: RuleKey, protocol: u8, port: Option<u16>) -> u32 {
-    let Some(rules) = tables.rules.get(&key) else { return 0 };
+    let Some(rules) = tables.rules.get(&key).or_else(|| tables.rules.get(&RuleKey { class: 0, ..key })) else { return 0 };
     if rules.any != 0 {
         return rules.any;
     }
@@ -174,17 +181,40 @@ fn compile(compiler: &mut Compiler, snapshot: &Snapshot, numbers: &Numbers) -> C
 
 /// Into tables of a size.
 fn compile_with(compiler: &mut Compiler, snapshot: &Snapshot, numbers: &Numbers, room_for_services: usize) -> Compiled {
-    compiler.compile(&input(snapshot, numbers, room_for_services, &HashMap::new()))
+    compiler.compile(&input(snapshot, numbers, room_for_services, &HashMap::new(), &Tables::default()))
 }
 
 /// What the compiler is given on `n1`.
-fn input<'a>(snapshot: &'a Snapshot, numbers: &'a Numbers, room: usize, found: &'a HashMap<Arc<str>, Vec<IpAddr>>) -> Input<'a> {
+fn input<'a>(
+    snapshot: &'a Snapshot,
+    numbers: &'a Numbers,
+    room: usize,
+    found: &'a HashMap<Arc<str>, Vec<IpAddr>>,
+    in_kernel: &'a Tables,
+) -> Input<'a> {
     const NODES: [IpAddr; 1] = [IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1))];
-    Input { snapshot, node: "n1", node_addresses: &NODES, found, room_for_services: room, room_for_networks: room, instances: numbers }
+    Input {
+        snapshot,
+        node: "n1",
+        node_addresses: &NODES,
+        found,
+        in_kernel,
+        room_for_addresses: 2 * room,
+        room_for_rules: 2 * room,
+        room_for_services: room,
+        room_for_networks: room,
+        lending: &[],
+        instances: numbers,
+    }
+}
+
+/// The pod of a snapshot that has only one.
+pub(super) fn one_pod(yaml: &str) -> Pod {
+    (**snapshot_of(yaml).pods.values().next().unwrap()).clone()
 }
 
 /// A pod on `n1` (`n2` where the name ends in `far`); `rest` continues the document.
-fn pod(name: &str, address: &str, labels: &str, rest: &str) -> String {
+pub(super) fn pod(name: &str, address: &str, labels: &str, rest: &str) -> String {
     let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
     let node = if name.ends_with("far") { "n2" } else { "n1" };
     format!(
@@ -199,6 +229,6 @@ fn policy(name: &str, spec: &str) -> String {
     )
 }
 
-fn namespace(name: &str, labels: &str) -> String {
+pub(super) fn namespace(name: &str, labels: &str) -> String {
     format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n")
 }

@@ -32,6 +32,27 @@ impl Warning {
         Self { about: about_pod(pod), reason: "AddressTaken", text }
     }
 
+    /// An annotation says that a pod has an address where no pods are.
+    pub(super) fn address_out_of_range(pod: &Pod, address: IpAddr) -> Self {
+        let text = format!(
+            "an annotation of pod {} says that it has the address {address}, where pods of this cluster have none: it does not count until the \
+             pod's status says so",
+            full_name(pod)
+        );
+        Self { about: about_pod(pod), reason: "AddressIgnored", text }
+    }
+
+    /// A pod asks for sources by annotation, and the agent's configuration does not name it.
+    pub(super) fn not_lent(pod: &Pod) -> Self {
+        let text = format!(
+            "pod {} asks for {} in its annotation sekisho.dev/allow-sources, but the agent's configuration does not name it: it may send from \
+             its own addresses only. --allow-sources-from (chart: allowSourcesFrom) names the namespaces and pods whose annotation counts",
+            full_name(pod),
+            listed(&pod.allow_sources),
+        );
+        Self { about: about_pod(pod), reason: "SourcesNotAllowed", text }
+    }
+
     /// Some pods may use one part of a Service's backends.
     pub(super) fn backends_differ(namespace: Arc<str>, name: Arc<str>, port: &str) -> Self {
         let text = format!(
@@ -42,14 +63,24 @@ impl Warning {
     }
 
     /// A policy goes beyond its namespace's share of the kernel's tables.
-    pub(super) fn too_large(policy: &NetworkPolicy, share: usize) -> Self {
+    pub(super) fn too_large(policy: &NetworkPolicy) -> Self {
         let NetworkPolicy { namespace, name, .. } = policy;
         let text = format!(
             "NetworkPolicy {namespace}/{name} is too large: with it the policies of its namespace would take more than one namespace may of \
-             this node's tables ({share} networks, {share} ranges of ports); it isolates the pods that it selects and allows nothing. Name \
-             fewer networks, ports or rules, or raise --memory-budget"
+             this node's tables of networks, of ports, or of rules for distinct pods and peers; it isolates the pods that it selects and \
+             allows nothing. Name fewer networks, ports, peers or rules, or raise --memory-budget"
         );
         Self { about: about_policy(policy), reason: "PolicyTooLarge", text }
+    }
+
+    /// Services of a namespace are more than the kernel's table has room for.
+    pub(super) fn services_left_out(namespace: &Arc<str>, count: usize) -> Self {
+        let text = format!(
+            "namespace {namespace} has more Service addresses and ports than one namespace may of this node's tables: {count} of its \
+             Services are not known there, and restricted pods cannot use them. Have fewer, or raise --memory-budget"
+        );
+        let (name, uid) = (namespace.clone(), None);
+        Self { about: About { kind: "Namespace", namespace: Arc::default(), name, uid }, reason: "ServicesTooMany", text }
     }
 
     /// Something about this node.
@@ -88,6 +119,14 @@ fn about_policy(policy: &NetworkPolicy) -> About {
 
 fn about_pod(pod: &Pod) -> About {
     About { kind: "Pod", namespace: pod.namespace.clone(), name: pod.name.clone(), uid: Some(pod.uid.clone()) }
+}
+
+/// The first few, and how many more.
+fn listed(networks: &[ipnet::IpNet]) -> String {
+    const MOST: usize = 4;
+    let first: Vec<String> = networks.iter().take(MOST).map(ToString::to_string).collect();
+    let more = networks.len().saturating_sub(MOST);
+    if more == 0 { first.join(", ") } else { format!("{} and {more} more", first.join(", ")) }
 }
 
 fn full_name(pod: &Pod) -> String {

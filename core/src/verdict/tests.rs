@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use super::{Question, Tables, judge, settle};
-use crate::layout::{Address, AddressEntry, EGRESS, INGRESS, Rules, Vip, address_flags, endpoint_flags, flow_flags, mode, reason, verdict};
+use crate::layout::{
+    Address, AddressEntry, EGRESS, HAIRPIN, INGRESS, Rules, Vip, address_flags, endpoint_flags, flow_flags, mode, reason, verdict,
+};
 use crate::parse::{mapped, protocol};
 
 #[derive(Default)]
@@ -37,7 +39,7 @@ const PEER: Address = mapped([10, 0, 0, 9]);
 
 fn question(direction: u8, number: u8, port: u16) -> Question<'static> {
     let both = endpoint_flags::ISOLATED_EGRESS | endpoint_flags::ISOLATED_INGRESS;
-    Question { set: 1, endpoint_flags: both, remote: &PEER, protocol: number, port, direction, own_node: false }
+    Question { set: 1, instance: 7, endpoint_flags: both, remote: &PEER, protocol: number, port, direction, own_node: false }
 }
 
 #[test]
@@ -97,4 +99,36 @@ fn modes_soften_denials() {
     assert_eq!(settle(false, 0, mode::AUDIT), (verdict::AUDIT, reason::DEFAULT_DENY));
     assert_eq!(settle(false, 0, mode::OBSERVE), (verdict::ALLOWED, 0));
     assert_eq!(settle(true, reason::FRAGMENT, mode::ENFORCE), (verdict::ALLOWED, 0));
+}
+
+/// The row is the pod's own: neither another pod of its set has it, nor does it hold for an address that is no Service's.
+#[test]
+fn a_pod_may_use_a_service_that_it_is_behind_itself() {
+    let mut tables = Small::default();
+    tables.addresses.insert(PEER, AddressEntry { class: 0, instance: 0, flags: address_flags::SERVICE });
+    tables.vips.insert((PEER, 80, protocol::TCP), Vip { class: 5, instance: 9 });
+    tables.rules.insert((7, 5, HAIRPIN), Rules::new(0, 0));
+    let own = judge(&tables, &question(EGRESS, protocol::TCP, 80));
+    assert_eq!((own.allowed, own.rule, own.flags & flow_flags::SERVICE), (1, 0, flow_flags::SERVICE));
+    let other = Question { instance: 8, ..question(EGRESS, protocol::TCP, 80) };
+    assert_eq!(judge(&tables, &other).allowed, 0);
+    assert_eq!(judge(&tables, &question(EGRESS, protocol::TCP, 81)).allowed, 0);
+    assert_eq!(judge(&tables, &question(INGRESS, protocol::TCP, 80)).allowed, 0);
+    tables.rules.insert((7, 5, HAIRPIN), Rules::new(3, 0));
+    assert_eq!(judge(&tables, &question(EGRESS, protocol::TCP, 80)).rule, 3, "of the others behind it");
+    tables.addresses.insert(PEER, AddressEntry { class: 5, instance: 9, flags: address_flags::POD });
+    assert_eq!(judge(&tables, &question(EGRESS, protocol::TCP, 80)).allowed, 0);
+}
+
+#[test]
+fn of_a_class_that_no_rule_names_the_rules_for_everyone_hold() {
+    let mut tables = Small::default();
+    tables.addresses.insert(PEER, AddressEntry { class: 4, instance: 8, flags: address_flags::POD });
+    tables.rules.insert((1, 0, EGRESS), Rules::new(6, 0));
+    assert_eq!(judge(&tables, &question(EGRESS, protocol::TCP, 80)).rule, 6);
+    assert_eq!(judge(&tables, &question(INGRESS, protocol::TCP, 80)).allowed, 0);
+    tables.rules.insert((1, 4, EGRESS), Rules::new(5, 0));
+    assert_eq!(judge(&tables, &question(EGRESS, protocol::TCP, 80)).rule, 5, "a row of its own says all");
+    tables.rules.insert((1, 4, EGRESS), Rules::new(0, 0));
+    assert_eq!(judge(&tables, &question(EGRESS, protocol::TCP, 80)).allowed, 0, "also that there is nothing");
 }

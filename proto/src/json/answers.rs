@@ -75,6 +75,7 @@ impl Message for PolicyStatus {
         object.number("rules", self.rules);
         object.time("applied", self.applied.as_ref());
         object.number("left_out", self.left_out);
+        object.every_text("warnings", &self.warnings);
     }
 }
 

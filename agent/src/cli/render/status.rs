@@ -22,6 +22,11 @@ pub(in crate::cli) fn status(status: &StatusResponse, paint: Paint) -> String {
         lines.push(paint.bad("Refused; what was said before is still in force:"));
         lines.extend(status.refused.iter().map(|refused| format!("  {refused}")));
     }
+    if let Some(policy) = status.policy.as_ref().filter(|policy| !policy.warnings.is_empty()) {
+        lines.push(String::new());
+        lines.push(paint.bad("Warnings:"));
+        lines.extend(policy.warnings.iter().map(|warning| format!("  {warning}")));
+    }
     lines.join("\n")
 }
 

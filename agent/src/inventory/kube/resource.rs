@@ -107,6 +107,7 @@ const METADATA: Keep = Fields(&[
         "annotations",
         Fields(&[
             ("kubernetes.io/config.hash", All),
+            ("kubernetes.io/config.mirror", All),
             ("sekisho.dev/allow-sources", All),
             ("cni.projectcalico.org/podIPs", All),
             ("cni.projectcalico.org/podIP", All),
@@ -141,7 +142,7 @@ watched! {
         ])),
         ("status", Fields(&[("phase", All), ("podIP", All), ("podIPs", All)])),
     ]);
-    Node: &Fields(&[("metadata", METADATA), ("status", Fields(&[("addresses", All)]))]);
+    Node: &Fields(&[("metadata", METADATA), ("spec", Fields(&[("podCIDR", All), ("podCIDRs", All)])), ("status", Fields(&[("addresses", All)]))]);
     Service: &Fields(&[
         ("metadata", METADATA),
         ("spec", All),

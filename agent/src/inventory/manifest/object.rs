@@ -157,7 +157,17 @@ fn node(at: &At<'_>, metadata: Metadata) -> Result<Node, FieldError> {
             push(&mut ips, address(&item.field("address"))?);
         }
     }
-    Ok(Node { name: metadata.name, ips, labels: metadata.labels })
+    let spec = at.field("spec");
+    let (all, one) = (spec.field("podCIDRs"), spec.field("podCIDR"));
+    let mut pod_networks = Vec::new();
+    for item in all.items()?.chain([one]) {
+        let Some(text) = item.text()? else { continue };
+        let network = text.parse::<ipnet::IpNet>().map_err(|_| item.expected("a CIDR"))?.trunc();
+        if !pod_networks.contains(&network) {
+            pod_networks.push(network);
+        }
+    }
+    Ok(Node { name: metadata.name, ips, pod_networks, labels: metadata.labels })
 }
 
 fn pod(at: &At<'_>, metadata: Metadata) -> Result<Pod, FieldError> {
@@ -174,7 +184,8 @@ fn pod(at: &At<'_>, metadata: Metadata) -> Result<Pod, FieldError> {
     let node = spec.field("nodeName").text()?;
     let announced = if ips.is_empty() && !host_network && node.is_some() { announced(&annotations)? } else { Box::default() };
     let hash = annotations.field("kubernetes.io/config.hash").text()?;
-    let config_hash = hash.filter(|hash| is_mirror(&metadata, node.as_deref()) && hash.bytes().all(|b| b.is_ascii_hexdigit()));
+    let mirrors = annotations.field("kubernetes.io/config.mirror").text()?.is_some();
+    let config_hash = hash.filter(|hash| mirrors && is_of_node(&metadata, node.as_deref()) && hash.bytes().all(|b| b.is_ascii_hexdigit()));
     let workload = match metadata.owner {
         // A mirror pod belongs to its node, which runs nothing.
         Some((kind, name)) if &*kind != "Node" => Workload { kind, name },
@@ -200,9 +211,10 @@ fn pod(at: &At<'_>, metadata: Metadata) -> Result<Pod, FieldError> {
     })
 }
 
-/// Whether it stands for a pod that the kubelet runs from a file. Anyone may write the annotation, and must not thereby be taken
-/// for another pod: that one's UID has dashes, a file's hash has none.
-fn is_mirror(metadata: &Metadata, node: Option<&str>) -> bool {
+/// Whether it belongs to its node, as what stands for a pod that the kubelet runs from a file does. Anyone may write that, and the
+/// annotations, and must not thereby be taken for another pod: that one's UID has dashes, a file's hash has none. Nor must a pod that
+/// runs hide behind another's hash: the kubelet runs nothing that bears the annotation of a mirror.
+fn is_of_node(metadata: &Metadata, node: Option<&str>) -> bool {
     metadata.owner.as_ref().is_some_and(|(kind, name)| &**kind == "Node" && Some(&**name) == node)
 }
 
@@ -276,7 +288,11 @@ fn service(at: &At<'_>, metadata: Metadata) -> Result<Service, FieldError> {
         }
         addresses(&spec.field("externalIPs"), &mut ips)?;
         for item in at.field("status").field("loadBalancer").field("ingress").items()? {
-            push(&mut ips, address(&item.field("ip"))?);
+            let ip = address(&item.field("ip"))?;
+            // Such a load balancer sees the connection itself: nothing on the node takes its address for the Service.
+            if item.field("ipMode").text()?.as_deref() != Some("Proxy") {
+                push(&mut ips, ip);
+            }
         }
     }
     let ports = spec

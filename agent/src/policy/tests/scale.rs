@@ -70,15 +70,16 @@ fn a_large_cluster_compiles_in_time() {
     let snapshot = large();
     let (mut compiler, numbers) = (Compiler::new(UsedIds::default()), Numbers::default());
     let mut times = Vec::new();
-    let mut said = String::new();
+    let (mut said, mut warnings) = (String::new(), 0);
     for _ in 0..2 {
         let began = Instant::now();
         let compiled = compile_with(&mut compiler, &snapshot, &numbers, ROOM);
         times.push(began.elapsed());
-        assert_eq!(compiled.warnings, []);
+        warnings += compiled.warnings.len();
         said = format!("{:?}, {} rows, {} port prefixes", compiled.stats, compiled.tables.rules.len(), compiled.tables.ports.len());
     }
     println!("{times:?} {said}");
+    assert_eq!(warnings, 0, "{said}");
     // Without optimisation it is ten times slower than what is shipped.
     let limit = Duration::from_secs(if cfg!(debug_assertions) { 40 } else { 4 });
     assert!(times.iter().all(|t| *t < limit), "{times:?} {said}");

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Compiler, NODE, Numbers, UsedIds, World, input, namespace, pod, policy, snapshot_of};
+use super::{Compiler, NODE, Numbers, Tables, UsedIds, World, input, namespace, pod, policy, snapshot_of};
 
 /// web and db in `default`, others in `x` and `z`; `far` ones on another node.
 fn pods() -> String {
@@ -277,7 +277,7 @@ fn a_found_pod_takes_no_address_of_its_node() {
     let web = &snapshot.pods[&(Arc::from("default"), Arc::from("web"))];
     let numbers = Numbers::default();
     let found = HashMap::from([(web.uid.clone(), vec![web.ips[0], NODE.parse().unwrap()])]);
-    let compiled = Compiler::new(UsedIds::default()).compile(&input(&snapshot, &numbers, 1024, &found));
+    let compiled = Compiler::new(UsedIds::default()).compile(&input(&snapshot, &numbers, 1024, &found, &Tables::default()));
     let flags = |address: IpAddr| compiled.tables.addresses[&super::mapped(address)].flags;
     assert_eq!(flags(NODE.parse().unwrap()), sekisho_core::layout::address_flags::NODE);
     assert_eq!(flags(web.ips[0]), sekisho_core::layout::address_flags::POD);

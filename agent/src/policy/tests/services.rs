@@ -79,6 +79,104 @@ fn a_backend_whose_pod_is_unknown_is_left_out() {
     assert!(w.egress("client", "10.96.0.1", "80/tcp"));
 }
 
+/// `v: '1'` may be dialled; of what else is behind the Service, only what counts may take it away.
+fn beside_the_good_one(endpoints: &str, more: &str) -> bool {
+    let yaml = [
+        pod("client", "10.0.0.1", "app: client", ""),
+        pod("good", "10.0.0.2", "v: '1'", ""),
+        pod("b-far", "10.0.0.3", "v: '2'", ""),
+        more.to_owned(),
+        service("web", "{clusterIP: 10.96.0.1, ports: [{port: 80}]}"),
+        slice("web", 8080, &format!("{{addresses: [10.0.0.2], targetRef: {{kind: Pod, name: good}}}}, {endpoints}")),
+        policy(
+            "p",
+            "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {v: '1'}}}]}]}",
+        ),
+    ];
+    World::of(&yaml.concat()).egress("client", "10.96.0.1", "80/tcp")
+}
+
+#[test]
+fn a_stale_backend_does_not_take_a_service_away() {
+    let target = |ip: &str, name: &str| format!("{{addresses: ['{ip}'], targetRef: {{kind: Pod, name: {name}}}}}");
+    let failed = pod("failed", "10.0.0.7", "v: '1'", "").replace("status: {", "status: {phase: Failed, ");
+    let node = "---\napiVersion: v1\nkind: Node\nmetadata: {name: n2}\nspec: {podCIDRs: [10.0.0.0/24]}\n";
+    assert!(beside_the_good_one(&target("10.0.0.7", "failed"), &failed), "its pod has failed");
+    assert!(beside_the_good_one("{addresses: [10.0.0.7]}", &failed), "whoever says so");
+    assert!(beside_the_good_one(&target("10.0.0.9", "b-far"), ""), "its pod has another address now");
+    let coming = pod("coming", "10.0.0.9", "v: '1'", "").replace("podIPs: [{ip: '10.0.0.9'}]", "phase: Pending");
+    assert!(beside_the_good_one(&target("10.0.0.9", "coming"), &coming), "its pod's address is not known yet");
+    assert!(beside_the_good_one(&target("10.0.0.9", "unknown"), ""), "nor is its pod");
+    assert!(beside_the_good_one("{addresses: [10.0.0.9]}", node), "nobody has it, where only pods have addresses");
+}
+
+/// Whoever may write slices must not open a road by calling it somebody's: what counts is who has the address.
+#[test]
+fn a_backend_is_who_has_its_address() {
+    let target = |ip: &str, name: &str| format!("{{addresses: ['{ip}'], targetRef: {{kind: Pod, name: {name}}}}}");
+    let failed = pod("failed", "10.0.0.3", "v: '1'", "").replace("status: {", "status: {phase: Failed, ");
+    assert!(!beside_the_good_one(&target("10.0.0.3", "failed"), &failed), "another pod has it now");
+    assert!(!beside_the_good_one(&target("10.0.0.3", "good"), ""), "it is not his");
+    for name in ["unknown", "good"] {
+        assert!(!beside_the_good_one(&target("8.8.8.8", name), ""), "no pod's address is there, whatever {name} is");
+        assert!(!beside_the_good_one(&target(super::NODE, name), ""), "a node's address is a node's, not {name}'s");
+    }
+    assert!(!beside_the_good_one("{addresses: [10.0.0.9]}", ""), "it may be a machine's");
+}
+
+/// Of two pods behind their Service, each may use it where the other may be dialled: it may always dial itself.
+#[test]
+fn a_pod_reaches_itself_through_its_own_service() {
+    let yaml = |egress: &str, endpoints: &str| {
+        [
+            pod("a", "10.0.0.1", "app: web, name: a", ""),
+            pod("b", "10.0.0.2", "app: web, name: b", ""),
+            pod("stranger", "10.0.0.3", "app: other", ""),
+            service("web", "{clusterIP: 10.96.0.1, ports: [{port: 80, nodePort: 30080}]}"),
+            slice("web", 80, endpoints),
+            service("twin", "{clusterIP: 10.96.0.2, ports: [{port: 80}]}"),
+            slice("twin", 80, "{addresses: [10.0.0.2]}"),
+            policy("p", &format!("{{podSelector: {{}}, policyTypes: [Egress], egress: [{egress}]}}")),
+        ]
+        .concat()
+    };
+    let alone = World::of(&yaml("", "{addresses: [10.0.0.1]}"));
+    assert!(alone.egress("a", "10.96.0.1", "80/tcp") && alone.egress("a", NODE, "30080/tcp"), "nobody else is there");
+    assert!(!alone.egress("a", "10.96.0.1", "81/tcp") && !alone.egress("a", "10.96.0.2", "80/tcp"));
+    assert!(!alone.egress("b", "10.96.0.1", "80/tcp") && !alone.egress("stranger", "10.96.0.1", "80/tcp"), "another pod of its rules");
+    assert_eq!(alone.compiled.warnings, []);
+    let both = "{addresses: [10.0.0.1]}, {addresses: [10.0.0.2]}";
+    let closed = World::of(&yaml("", both));
+    assert!(!closed.egress("a", "10.96.0.1", "80/tcp") && !closed.egress("b", "10.96.0.1", "80/tcp"));
+    let open = World::of(&yaml("{to: [{podSelector: {matchLabels: {name: b}}}]}", both));
+    assert!(open.egress("a", "10.96.0.1", "80/tcp"), "the other one may be dialled");
+    assert!(!open.egress("b", "10.96.0.1", "80/tcp") && !open.egress("stranger", "10.96.0.1", "80/tcp"), "a may not be");
+}
+
+/// Such a load balancer sends what it is sent to the nodes by itself; kube-proxy does not take its address.
+#[test]
+fn a_load_balancer_that_is_a_proxy_is_a_plain_address() {
+    let world = |mode: &str| {
+        let yaml = [
+            pod("client", "10.0.0.1", "app: client", ""),
+            pod("a", "10.0.0.2", "v: '1'", ""),
+            service("web", "{clusterIP: 10.96.0.1, ports: [{port: 80}]}"),
+            format!("status: {{loadBalancer: {{ingress: [{{ip: 7.7.7.7{mode}}}]}}}}\n"),
+            slice("web", 80, "{addresses: [10.0.0.2]}"),
+            policy("p", "{podSelector: {}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {v: '1'}}}]}]}"),
+            policy("q", "{podSelector: {matchLabels: {v: '1'}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 7.7.7.7/32}}]}]}"),
+        ];
+        World::of(&yaml.concat())
+    };
+    for mode in ["", ", ipMode: VIP"] {
+        let w = world(mode);
+        assert!(w.egress("client", "7.7.7.7", "80/tcp"), "{mode}");
+    }
+    let proxy = world(", ipMode: Proxy");
+    assert!(!proxy.egress("client", "7.7.7.7", "80/tcp") && proxy.egress("client", "10.96.0.1", "80/tcp"));
+    assert!(proxy.egress("a", "7.7.7.7", "80/tcp"), "as a rule names it");
+}
+
 #[test]
 fn traffic_that_stays_on_the_node_meets_its_backends_only() {
     let yaml = [

@@ -36,13 +36,15 @@ fn annotations_prove_nothing() {
         assert_eq!(snapshot.refused, Vec::<String>::new());
         snapshot.pods.values().next().expect("a pod").clone()
     };
-    let hash = |hash: &str, owner: &str| read_one(&format!("kubernetes.io/config.hash: {hash}"), owner, "nodeName: n1").config_hash.clone();
+    let claim = |annotations: &str, owner: &str| read_one(annotations, owner, "nodeName: n1").config_hash.clone();
+    let hash = |hash: &str, owner: &str| claim(&format!("kubernetes.io/config.hash: {hash}, kubernetes.io/config.mirror: {hash}"), owner);
     let (file, pod) = ("0123456789abcdef0123456789abcdef", "11111111-2222-3333-4444-555555555555");
     let node = "{kind: Node, name: n1, controller: true}";
     assert_eq!(hash(file, node).as_deref(), Some(file));
     assert_eq!(hash(pod, node), None, "another pod's UID");
     assert_eq!(hash(file, "{kind: Node, name: n2, controller: true}"), None, "another node's");
     assert_eq!(hash(file, ""), None);
+    assert_eq!(claim(&format!("kubernetes.io/config.hash: {file}"), node), None, "a pod that the kubelet runs under its own UID");
     let announced = |node| read_one("cni.projectcalico.org/podIPs: 10.0.0.7/32", "", node);
     assert_eq!((announced("nodeName: n1").announced.len(), announced("nodeName: n1").ips.len()), (1, 0));
     assert_eq!(announced("").announced.len(), 0, "no CNI has seen it");
