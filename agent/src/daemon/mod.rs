@@ -5,6 +5,7 @@
 //! book: nothing that a client does can hold up the pump.
 
 mod control;
+mod explain;
 mod kernel;
 mod logging;
 mod lookout;

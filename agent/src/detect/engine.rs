@@ -9,9 +9,10 @@ use sekisho_proto as proto;
 use super::contact::{Contact, Outcome, Party};
 use super::history::History;
 use super::incident::Incident;
-use super::kinds::{Crossing, KINDS, Memory, Scope, Source};
+use super::kinds::{Crossing, HORIZONTAL, KINDS, Memory, Scope, Source, WALKED};
 use super::ulid::Ulids;
 use crate::flow::{Directory, Now, NumberMap, Owner};
+use crate::inventory::Snapshot;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -132,6 +133,11 @@ impl Detector {
         self.directory = directory;
     }
 
+    /// What the cluster says from now on: to know which ports targets declare.
+    pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        self.memory.declared.set(snapshot);
+    }
+
     /// What was seen and did not count, by kind and reason.
     pub fn suppressed(&self) -> BTreeMap<(&'static str, &'static str), u64> {
         let mut all = self.suppressed.clone();
@@ -170,12 +176,14 @@ impl Detector {
                 continue;
             }
             if let Some(crossing) = crossing {
-                self.open(place, source, own, crossing, contact);
+                let contacts = (kind.gather)(&self.memory, source, contact, crossing);
+                self.open(place, source, own, crossing, contact, &contacts);
             }
         }
     }
 
-    fn open(&mut self, place: usize, source: Source, own: IncidentKey, crossing: Crossing, contact: &Contact) {
+    /// Opens an incident for `contacts`, of which `contact` is the last.
+    fn open(&mut self, place: usize, source: Source, own: IncidentKey, crossing: Crossing, contact: &Contact, contacts: &[Arc<Contact>]) {
         if self.incidents.len() >= OPEN {
             *self.suppressed.entry((KINDS[place].name, "too_many_open")).or_default() += 1;
             return;
@@ -184,14 +192,26 @@ impl Detector {
         let key = if apart >= APART { (place, source, Scope::Many) } else { own };
         let (ulids, now) = (&mut self.ulids, contact.time_ns);
         let (id, reopened) = self.history.id(&key, now, || ulids.next(contact.wall_ns));
-        let contacts = (KINDS[place].gather)(&self.memory, source, contact, crossing);
-        if let Some(mut incident) = Incident::open(id, crossing, &contacts) {
+        if let Some(mut incident) = Incident::open(id, crossing, contacts) {
             let muted = !self.history.admits(now, contact.wall_ns, ulids);
             let kind = KINDS[place].name;
             (incident.session, _) = self.history.session(incident.source(), kind, now, || ulids.next(contact.wall_ns));
             incident.reopened = reopened;
             *self.busy.entry(source).or_default() += 1;
             self.incidents.insert(key, Told { incident, due: Some(now + BREATH_NS), said: 0, opened_at: 0, updates: 0, muted });
+        }
+    }
+
+    /// Hosts that a source walked past, whose ports they declare.
+    fn walked(&mut self, now: &Now) {
+        let declared = &self.memory.declared;
+        for ((source, protocol, ..), contacts) in self.memory.walks.due(now.boot_ns, |contact| declared.is_gone(contact)) {
+            let Some(last) = contacts.last() else { continue };
+            let own = (HORIZONTAL, source, Scope::Protocol(protocol));
+            match self.incidents.get_mut(&own) {
+                Some(told) => contacts.iter().for_each(|contact| told.incident.add(contact)),
+                None => self.open(HORIZONTAL, source, own, WALKED, last, &contacts),
+            }
         }
     }
 
@@ -210,6 +230,7 @@ impl Detector {
 
     /// Says what is to be said by now: new alerts, updates, ends.
     pub fn tick(&mut self, now: &Now) -> Vec<proto::Alert> {
+        self.walked(now);
         let mut alerts: Vec<proto::Alert> = self.history.tick(now).into_iter().collect();
         let (busy, history) = (&mut self.busy, &mut self.history);
         self.incidents.retain(|key, told| {

@@ -49,6 +49,8 @@ mod engine_tests;
 #[cfg(test)]
 mod journal_tests;
 #[cfg(test)]
+mod judged_again_tests;
+#[cfg(test)]
 mod project_tests;
 #[cfg(test)]
 pub(crate) mod testing;

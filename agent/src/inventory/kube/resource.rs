@@ -108,6 +108,7 @@ const METADATA: Keep = Fields(&[
         Fields(&[
             ("kubernetes.io/config.hash", All),
             ("sekisho.dev/allow-sources", All),
+            ("prometheus.io/port", All),
             ("cni.projectcalico.org/podIPs", All),
             ("cni.projectcalico.org/podIP", All),
             ("vpc.amazonaws.com/pod-ips", All),
@@ -115,7 +116,10 @@ const METADATA: Keep = Fields(&[
     ),
     ("ownerReferences", Fields(&[("kind", All), ("name", All), ("controller", All)])),
 ]);
-const CONTAINERS: Keep = Fields(&[("restartPolicy", All), ("ports", All)]);
+const PROBE: Keep =
+    Fields(&[("httpGet", Fields(&[("port", All)])), ("tcpSocket", Fields(&[("port", All)])), ("grpc", Fields(&[("port", All)]))]);
+const CONTAINERS: Keep =
+    Fields(&[("restartPolicy", All), ("ports", All), ("livenessProbe", PROBE), ("readinessProbe", PROBE), ("startupProbe", PROBE)]);
 const OWNER: &Keep = &Fields(&[("metadata", METADATA)]);
 
 macro_rules! watched {
