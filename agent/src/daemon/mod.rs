@@ -6,6 +6,7 @@
 
 mod control;
 mod explain;
+mod keeper;
 mod kernel;
 mod logging;
 mod lookout;

@@ -5,18 +5,18 @@ use std::sync::Arc;
 use super::tests::{MINUTE, contact, detector, party, run};
 use super::{Contact, Detector, Outcome};
 use crate::flow::ProcessInfo;
-use crate::flow::testing::{SECOND, at, pod_identity};
+use crate::flow::testing::{SECOND, pod_identity};
 use crate::inventory::files;
 
 /// How many pods there are to be scraped, one in each of three workloads in turn.
-const PODS: u32 = 20;
+pub(super) const PODS: u32 = 20;
 
 fn address(pod: u32) -> String {
     format!("10.0.1.{}", 10 + pod)
 }
 
-/// A detector that knows the pods: each declares 9100, those with an even number 5432 as well; the Service `web` lists 8080 of all.
-fn knowing() -> Detector {
+/// The pods: each declares 9100, those with an even number 5432 as well; the Service `web` lists 8080 of all.
+pub(super) fn manifests() -> String {
     let mut documents = Vec::new();
     for pod in 0..PODS {
         let database = if pod % 2 == 0 { ", {containerPort: 5432}" } else { "" };
@@ -36,7 +36,12 @@ fn knowing() -> Detector {
         "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}"
             .to_owned(),
     );
-    let snapshot = files::snapshot_of(&documents.join("\n---\n"));
+    documents.join("\n---\n")
+}
+
+/// A detector that knows the pods.
+pub(super) fn knowing() -> Detector {
+    let snapshot = files::snapshot_of(&manifests());
     assert_eq!(snapshot.refused, Vec::<String>::new());
     let mut detector = detector();
     detector.set_snapshot(snapshot);
@@ -44,7 +49,7 @@ fn knowing() -> Detector {
 }
 
 /// A contact with one of the pods.
-fn with(pod: u32, port: u16, outcome: Outcome, time: u64) -> Contact {
+pub(super) fn with(pod: u32, port: u16, outcome: Outcome, time: u64) -> Contact {
     let identity = pod_identity(100 + pod, &format!("t{pod}"), &format!("w{}", pod % 3), &address(pod));
     let flow = time ^ (u64::from(pod) << 40) ^ (u64::from(port) << 50);
     Contact { target: party(Some(&identity), &address(pod)), flow: Some(flow), ..contact("10.0.0.2", port, outcome, time) }

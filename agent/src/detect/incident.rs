@@ -23,25 +23,25 @@ const MANY_PORTS: usize = 20;
 /// See the module.
 pub(super) struct Incident {
     pub(super) id: String,
-    source: Party,
-    first: u64,
-    last: u64,
+    pub(super) source: Party,
+    pub(super) first: u64,
+    pub(super) last: u64,
     /// Packet time of the last contact.
     pub(super) last_ns: u64,
     /// What makes the alert grow: distinct (target, port) pairs, or packets.
     pub(super) count: u64,
     /// Outcomes by (target, protocol, port), as bits, and whether a process is known.
-    pairs: BTreeMap<(IpAddr, u8, u16), u8>,
+    pub(super) pairs: BTreeMap<(IpAddr, u8, u16), u8>,
     /// Pairs beyond what is remembered.
-    unlisted: u64,
-    targets: Vec<Party>,
-    target_count: u32,
-    first_flags: BTreeSet<u8>,
-    flows: Vec<u64>,
-    processes: Processes,
-    claimed: Option<(Party, [u8; 6])>,
-    threshold: u32,
-    span: u64,
+    pub(super) unlisted: u64,
+    pub(super) targets: Vec<Party>,
+    pub(super) target_count: u32,
+    pub(super) first_flags: BTreeSet<u8>,
+    pub(super) flows: Vec<u64>,
+    pub(super) processes: Processes,
+    pub(super) claimed: Option<(Party, [u8; 6])>,
+    pub(super) threshold: u32,
+    pub(super) span: u64,
     /// The session of its source.
     pub(super) session: String,
     /// How often it was open before.

@@ -92,6 +92,18 @@ impl Memory {
         Self { ports: Keyed::new(KEYS), hosts: Keyed::new(KEYS), walks: Walks::new(), declared: Declared::default() }
     }
 
+    /// The newest contacts that windows hold, and those with declared ports to which nobody has come back yet, at most `limit`.
+    pub(super) fn recent(&self, since_ns: u64, limit: usize) -> Vec<Arc<Contact>> {
+        let ports = self.ports.iter().flat_map(|(_, window)| window.met_since(since_ns));
+        let hosts = self.hosts.iter().flat_map(|(_, window)| window.met_since(since_ns));
+        let mut all: Vec<_> = ports.chain(hosts).chain(self.walks.waiting()).cloned().collect();
+        all.sort_by_key(|contact| std::cmp::Reverse(contact.time_ns));
+        all.truncate(limit);
+        // In the order in which they came.
+        all.reverse();
+        all
+    }
+
     /// Keys that were dropped for want of room.
     pub(super) fn dropped(&self) -> u64 {
         self.ports.dropped() + self.hosts.dropped() + self.walks.dropped()

@@ -10,11 +10,13 @@
 mod contact;
 mod declared;
 mod engine;
+mod handover;
 mod history;
 mod incident;
 mod keyed;
 mod kinds;
 mod processes;
+mod state;
 mod ulid;
 mod walk;
 mod window;
@@ -22,8 +24,11 @@ mod witness;
 
 pub use contact::{Contact, Outcome, Party};
 pub use engine::Detector;
+pub use state::State;
 
 #[cfg(test)]
 mod client_tests;
+#[cfg(test)]
+mod handover_tests;
 #[cfg(test)]
 mod tests;

@@ -90,7 +90,7 @@ fn what_waits_for_a_breath_is_said_before_an_end() {
     }
     assert!(detector.tick(&at(MINUTE)).is_empty());
     let said = detector.last_words(&at(MINUTE));
-    assert_eq!(said.iter().map(|alert| alert.status.as_str()).collect::<Vec<_>>(), ["open"]);
+    assert_eq!(said.iter().map(|alert| alert.status.as_str()).collect::<Vec<_>>(), ["open", "closed"]);
 }
 
 #[test]

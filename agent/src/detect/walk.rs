@@ -65,6 +65,11 @@ impl Walks {
         self.dropped + self.walks.dropped()
     }
 
+    /// Contacts to which their source has not come back yet.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &Arc<Contact>> {
+        self.walks.iter().flat_map(|(_, walk)| walk.steps.values()).filter_map(|step| step.contact.as_ref())
+    }
+
     /// Notes a failed contact with a declared port.
     pub(super) fn note(&mut self, source: Source, contact: &Contact) {
         let key = (source, contact.protocol, contact.port, contact.target.is_service());

@@ -65,6 +65,11 @@ impl<T: Eq> Window<T> {
         self.members.iter().filter(move |m| m.met_ns > from)
     }
 
+    /// Contacts of members that were met since.
+    pub(super) fn met_since(&self, since_ns: u64) -> impl Iterator<Item = &Arc<Contact>> {
+        self.members.iter().filter(move |m| m.met_ns >= since_ns).map(|m| &m.contact)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.members.len()
     }

@@ -24,14 +24,14 @@ mod waiting;
 mod written;
 
 pub use attribution::{Explainer, Kernel, address, destination_port, has_ports};
-pub use book::{Book, DEFAULT_CAPACITY, Filter, Line, Reader, SLOW, Start};
+pub use book::{Book, DEFAULT_CAPACITY, Filter, Line, Past, Reader, SLOW, Start};
 pub use clock::Now;
 pub use community::{Side, community_id};
 pub use conn_state::{conn_state, flag, letters};
 pub use directory::{Directory, Holding, LATE_NS, TOMBSTONE_NS};
 pub use engine::{Context, EndpointView, Engine, Settings, Sighting, Witness};
 pub use journal::Journal;
-pub use journal_entry::RunState;
+pub use journal_entry::{RunState, StoredIdentity};
 pub use ledger::{FlowTally, KernelTally, Ledger, imbalance};
 pub use number::{BootSeed, NumberHasher, NumberMap};
 pub use project::{Header, flow_id_text, mac_text, pod, policy_ref, policy_rule, process, project, protocol_name, timestamp};
