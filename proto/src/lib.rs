@@ -15,6 +15,7 @@ mod v1 {
     tonic::include_proto!("sekisho.v1");
 }
 
+mod explain;
 pub mod json;
 mod name;
 mod time;

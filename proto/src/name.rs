@@ -1,6 +1,6 @@
 //! Lower-case names of the enums, as records, filters and the command line spell them.
 
-use crate::{Direction, EndReason, Kind, Mismatch, Reason, Verdict, Zone};
+use crate::{Direction, EndReason, Kind, Mismatch, Outcome, Reason, Verdict, Zone};
 
 /// An enum whose values have one spelling everywhere outside of protobuf.
 pub trait Name: Copy + Sized + 'static {
@@ -50,6 +50,8 @@ names!(Kind {
 });
 
 names!(Verdict { Allowed = "allowed", Denied = "denied", Audit = "audit" });
+
+names!(Outcome { Allowed = "allowed", Denied = "denied", Audit = "audit", Undetermined = "undetermined" });
 
 names!(Reason {
     Policy = "policy",

@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{Agent, Refusal, Selection};
-use crate::flow::{self, Reader, Start};
+use crate::flow::{self, Past, Reader, Start};
 
 /// Records that wait between the book and a client's connection. Small: what is here counts as delivered.
 const HAND: usize = 16;
@@ -66,11 +66,14 @@ impl Service {
         Self { agent, reach }
     }
 
-    fn stream(&self, selection: Selection, span: Span) -> ReceiverStream<Result<Record, Status>> {
+    fn stream(&self, selection: Selection, span: Span, earlier: bool) -> ReceiverStream<Result<Record, Status>> {
         let name = format!("grpc:{}", STREAMS.fetch_add(1, Ordering::Relaxed));
-        let reader = self.agent.book().reader(&name, selection.filter(), span.start(), span.follow);
+        let (book, filter) = (self.agent.book(), selection.filter());
+        // Before the reader: an alert that comes in between is told by the reader alone.
+        let before = if earlier { book.before(filter.as_ref(), span.start()) } else { Vec::new() };
+        let reader = book.reader(&name, filter, span.start(), span.follow);
         let (sender, receiver) = mpsc::channel(HAND);
-        tokio::spawn(deliver(reader, self.agent.header(), sender));
+        tokio::spawn(deliver(before, reader, self.agent.header(), sender));
         ReceiverStream::new(receiver)
     }
 
@@ -85,8 +88,13 @@ impl Service {
     }
 }
 
-/// Carries records from the book to one client until either ends.
-async fn deliver(mut reader: Reader, header: Arc<flow::Header>, client: mpsc::Sender<Result<Record, Status>>) {
+/// Carries records of earlier runs, then those of the book, to one client until either ends.
+async fn deliver(before: Vec<Past>, mut reader: Reader, header: Arc<flow::Header>, client: mpsc::Sender<Result<Record, Status>>) {
+    for past in before {
+        if client.send(Ok(flow::project(&past.record, &past.header))).await.is_err() {
+            return;
+        }
+    }
     loop {
         let next = tokio::select! {
             next = reader.next() => next,
@@ -109,13 +117,13 @@ impl Sekisho for Service {
         let filter = request.filter.unwrap_or_default();
         let selection = Selection::new(&filter).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let span = Span { last: request.last, all: request.all, since: request.since, follow: request.follow };
-        Ok(Response::new(self.stream(selection, span)))
+        Ok(Response::new(self.stream(selection, span, false)))
     }
 
     async fn alerts(&self, request: Request<AlertsRequest>) -> Result<Response<Self::AlertsStream>, Status> {
         let request = request.into_inner();
         let span = Span { last: request.last, all: request.all, since: None, follow: request.follow };
-        Ok(Response::new(self.stream(Selection::alerts(), span)))
+        Ok(Response::new(self.stream(Selection::alerts(), span, true)))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {

@@ -13,7 +13,9 @@ const EXAMPLES: &str = "Examples:
   sekisho alerts --last all -o dict  all that are remembered, with their evidence
   sekisho alerts --follow -o json | jq '{rule, id, status, source, count}'
 
-An incident keeps its id: a later line with the same id is an update of it.";
+An incident keeps its id: a later line with the same id is an update of it. Alerts of earlier runs of the agent come first (`run` says \
+which), at most 256 in all. An agent that ends closes its open alerts; what goes on after it starts again is an update under the same id. \
+One that is killed loses what the last five seconds brought.";
 
 /// Arguments of `sekisho alerts`.
 #[derive(Args, Debug)]

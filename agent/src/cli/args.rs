@@ -121,6 +121,9 @@ pub struct AgentArgs {
     /// Folder on a mounted bpffs for what outlives the agent; made if missing
     #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
     pub pin_dir: PathBuf,
+    /// Folder in which alerts and detections are kept for the next run; on a disk they also outlive a reboot [default: that of --socket]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     /// Serve gRPC over TCP too: on a loopback address, or under TLS on any
     #[arg(long, value_name = "127.0.0.1:PORT", value_parser = values::address)]
     pub listen: Option<SocketAddr>,

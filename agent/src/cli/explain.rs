@@ -15,7 +15,10 @@ const EXAMPLES: &str = "Examples:
   sekisho explain --from shop/web --to shop/db --port ICMP
 
 The answer is what the running agent would decide now, at the end that sends and at the end that receives; a flow passes \
-only if both allow it. With --all-nodes each end is explained by its own node. Exit code 1 when a pod is not known.";
+only if both allow it. An end that is a pod of another node is judged there: what nothing here denies is then `undetermined here`; with \
+--all-nodes each end is explained by its own node. `would be denied` says what mode enforce would do where the mode drops nothing. Exit \
+code 0 when there is an answer, whatever it is (scripts read `verdict` and `enforced` of -o json), 1 when a pod is not known or nobody \
+here has a say, 2 for wrong usage.";
 
 /// Arguments of `sekisho explain`.
 #[derive(Args, Debug)]

@@ -13,7 +13,9 @@ const EXAMPLES: &str = "Examples:
   sekisho status --all-nodes                       a line for each node of the cluster
   until sekisho status >/dev/null; do sleep 1; done  wait until the node is covered
 
-Ready means: a program at both directions of every local pod's interface, and the policy in force. Exit code 0 when ready, 1 when not.";
+Ready means: a program at both directions of every local pod's interface, and the policy in force. `yes, with \
+warnings` means that something needs a look all the same: an object that is refused, a source that does not answer. Exit code 0 when \
+ready, with warnings as well (one tenant's broken object must not take a node out of service), 1 when not.";
 
 /// Arguments of `sekisho status`.
 #[derive(Args, Debug)]

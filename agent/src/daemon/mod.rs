@@ -5,7 +5,9 @@
 //! book: nothing that a client does can hold up the pump.
 
 mod control;
+mod explain;
 mod idle;
+mod keeper;
 mod kernel;
 mod lingering;
 mod logging;

@@ -35,6 +35,7 @@ impl Pump {
         let lending = &self.args.allow_sources_from;
         let local = self.local_pods(&self.base).map(|pod| lent(pod, lending)).collect();
         let former = std::mem::replace(&mut self.local, local);
+        self.detector.set_snapshot(self.snapshot.clone());
         let look = self.reconcile(former);
         self.compile();
         look.whole
@@ -116,7 +117,9 @@ impl Pump {
                 (self.refused, self.retry) = (None, None);
                 self.applied_ns = now.wall_ns;
                 let compiled = Arc::new(compiled);
-                self.engine.set_policy(applied.epoch, compiled.clone());
+                let judges = self.datapath.mode() != mode::OBSERVE;
+                let since = self::now(&mut self.datapath).boot_ns;
+                self.engine.set_policy(applied.epoch, compiled.clone(), judges, since);
                 self.compiled = Some(compiled);
                 if applied.changed {
                     self.tell_policy("applied", None);
@@ -188,8 +191,9 @@ impl Pump {
     }
 
     fn mode_is_set(&mut self, epoch: u32) {
+        let since = now(&mut self.datapath).boot_ns;
         if let Some(compiled) = &self.compiled {
-            self.engine.set_policy(epoch, compiled.clone());
+            self.engine.set_policy(epoch, compiled.clone(), self.datapath.mode() != mode::OBSERVE, since);
         }
         info!(mode = mode::name(self.datapath.mode()), "the mode is set");
         self.tell_policy("mode", None);

@@ -14,6 +14,7 @@ use sekisho_proto as proto;
 use tracing::{error, info, warn};
 
 use super::control::{Command, Shared};
+use super::keeper::{self, Keeper, Kept};
 use super::kernel::Asked;
 use super::rest::{Rest, processor_time};
 use super::timers::{BEAT, Timers};
@@ -66,6 +67,9 @@ pub(super) struct Pump {
     /// Absent where connection tracking cannot be asked.
     pub(super) translator: Option<Translator>,
     events: Vec<FlowEvent>,
+    /// Absent where its thread does not start.
+    keeper: Option<Keeper>,
+    boot: String,
 }
 
 impl Pump {
@@ -104,13 +108,25 @@ impl Pump {
         if datapath.adopted() {
             info!(unattended = kernel.unattended(), "adopted what an earlier agent left at work");
         }
+        let boot = boot_id();
+        let place = keeper::place(args.state_dir.as_deref(), &args.socket);
+        let kept = keeper::read(&place, &args.node_name);
+        let book = Arc::new(Book::new(args.history as usize));
+        let mut detector = Detector::new(&args.node_name, now.wall_ns);
+        if let Some(kept) = kept {
+            book.remember(kept.past());
+            // The journal says which run was the last one with these numbers.
+            if kept.boot == boot && previous.as_ref().is_some_and(|previous| previous.run == kept.run) {
+                detector.restore(kept.detector);
+            }
+        }
         let settings = Settings {
             first_update_ns: nanoseconds(args.first_update),
             update_ns: nanoseconds(args.update_interval),
             ..Settings::default()
         };
         let directory = journal.directory(now.boot_ns);
-        let mut engine = Engine::new(BootSeed::new(&boot_id()), &now, directory.clone(), settings);
+        let mut engine = Engine::new(BootSeed::new(&boot), &now, directory.clone(), settings);
         super::idle::follow(args, &mut engine);
         engine.tally_mut().begin(&counters);
         engine.adopt_summarised(&datapath.summarised());
@@ -134,10 +150,10 @@ impl Pump {
             applied_ns: now.wall_ns,
             journal,
             engine,
-            detector: Detector::new(&args.node_name, now.wall_ns),
+            detector,
             directory,
             ledger: Ledger::new(kernel),
-            book: Arc::new(Book::new(args.history as usize)),
+            book,
             header,
             started_ns: now.wall_ns,
             known: HashMap::new(),
@@ -145,6 +161,8 @@ impl Pump {
                 .map_err(|e| warn!("connection tracking cannot be asked, records do not say what stands behind Services: {e}"))
                 .ok(),
             events: Vec::with_capacity(4096),
+            keeper: Keeper::start(place).map_err(|e| warn!("alerts are not kept for the next run: {e}")).ok(),
+            boot,
             datapath,
         };
         // Before the first list is complete there is nothing to act on: what an earlier agent left stays at work.
@@ -352,6 +370,19 @@ impl Pump {
         self.journal.keep(&self.engine.newly_borne());
         let counters = self.datapath.counters().to_vec();
         self.journal.note_run(&RunState { run: self.header.run.to_string(), seq: self.book.last_seq(), counters });
+        let (version, alerts, instant) = (self.detector.version(), self.book.alerts_made(), Instant::now());
+        if self.keeper.as_ref().is_some_and(|keeper| keeper.is_due(version, alerts, instant)) {
+            let kept = self.kept();
+            if let Some(keeper) = &mut self.keeper {
+                keeper.keep(&kept, version, alerts, instant);
+            }
+        }
+    }
+
+    /// What the next run is to know of alerts.
+    fn kept(&mut self) -> Kept {
+        let now = now(&mut self.datapath);
+        Kept::new(&self.boot, &self.header, self.detector.state(&now), self.book.past(), &self.book.alerts())
     }
 
     pub(super) fn ledger(&mut self) -> proto::Ledger {
@@ -385,6 +416,10 @@ impl Pump {
         self.engine.push(Body::Ledger(Arc::new(ledger)));
         self.engine.flush(&self.book, &now);
         self.note();
+        let kept = self.kept();
+        if let Some(keeper) = self.keeper.take() {
+            keeper.finish(&kept);
+        }
         self.book.close();
         let detach = self.args.detach_on_exit;
         let left = self.datapath.leave(detach);

@@ -1,17 +1,14 @@
-//! What the agent says of itself: status, and what it would decide.
+//! What the agent says of itself.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use sekisho_core::layout::{self, EGRESS, INGRESS, mode};
 use sekisho_proto as proto;
 
 use super::pump::Pump;
-use crate::api::Refusal;
 use crate::datapath::EndpointInfo;
 use crate::flow;
 use crate::inventory::Pod;
-use crate::policy::{self, Decision, Mismatch, Question};
 
 impl Pump {
     /// Why this node is not ready, one sentence each; empty when it is.
@@ -32,6 +29,31 @@ impl Pump {
             }
         }
         why
+    }
+
+    /// What needs attention although the node may be ready, one sentence each. One tenant's broken object must not take the node out
+    /// of service, so none of it makes the node unready.
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let never = self.snapshot.refused.iter().filter(|refused| refused.contains("never applied")).count();
+        match (self.snapshot.refused.len(), never) {
+            (0, _) => {}
+            (1, 0) => warnings.push("a change of an object is refused; its previous version stays in force".to_owned()),
+            (all, 0) => warnings.push(format!("changes of {all} objects are refused; their previous versions stay in force")),
+            (1, _) => warnings.push("an object is refused and was never applied: nothing of it is in force".to_owned()),
+            (all, never) => {
+                warnings.push(format!("{all} objects are refused; {never} of them never applied: nothing of those is in force"))
+            }
+        }
+        let state = self.source.state();
+        if state.stale_since.is_some() {
+            warnings.push(format!("the cluster cannot be read ({}); what was known last is in force", state.error.unwrap_or_default()));
+        }
+        let left_out = self.compiled.as_ref().map_or(0, |compiled| compiled.stats.left_out);
+        if left_out > 0 {
+            warnings.push(format!("{left_out} addresses have no room in the kernel's table; raise --memory-budget"));
+        }
+        warnings
     }
 
     /// Everything that `sekisho status` shows.
@@ -69,6 +91,7 @@ impl Pump {
             maps: maps.collect(),
             ledger: Some(ledger),
             refused: self.snapshot.refused.clone(),
+            warnings: self.warnings(),
             policy: Some(self.policy_status()),
             source: Some(self.source_status()),
             counters: named.map(|(slot, name)| ((*name).to_owned(), counters[*slot as usize])).collect(),
@@ -129,158 +152,6 @@ impl Pump {
             left_out: stats.left_out as u64,
             warnings: self.compiled.iter().flat_map(|c| &c.warnings).map(|warning| warning.text.clone()).collect(),
         }
-    }
-
-    /// What would be decided at both ends, and why.
-    pub(super) fn explain(&self, request: &proto::ExplainRequest) -> Result<proto::ExplainResponse, Refusal> {
-        let protocol = protocol_number(&request.protocol)?;
-        let port = u16::try_from(request.port).map_err(|_| Refusal::Invalid(format!("{} is no port: 1 to 65535", request.port)))?;
-        let port = flow::has_ports(protocol).then_some(port);
-        let from = self.find_end(&request.from)?;
-        let to = self.find_end(&request.to)?;
-        let decide = |end: &End, direction: u8, other: &End| -> Result<Option<proto::Decision>, Refusal> {
-            let Some(pod) = end.pod.as_ref().filter(|p| self.local.iter().any(|l| l.uid == p.uid)) else { return Ok(None) };
-            let Some(remote) = other.address_for(end) else {
-                return Err(Refusal::NotFound(format!("{} has no address in common with the other end yet", other.text)));
-            };
-            let compiled = self.compiled.as_ref().ok_or_else(|| Refusal::Unavailable("no policy is in force yet".into()))?;
-            let local = (pod.namespace.clone(), pod.name.clone());
-            let question = Question { local, direction, remote, protocol, port };
-            Ok(Some(self.decision(&compiled.explain(&question), direction)))
-        };
-        let egress = decide(&from, EGRESS, &to)?;
-        let ingress = decide(&to, INGRESS, &from)?;
-        if egress.is_none() && ingress.is_none() {
-            let text = format!(
-                "neither {} nor {} is a pod of node {}: another node's agent decides",
-                request.from, request.to, self.args.node_name
-            );
-            return Err(Refusal::NotFound(text));
-        }
-        let worst = |v: proto::Verdict| [&egress, &ingress].into_iter().flatten().any(|d| d.verdict() == v);
-        let verdict = [proto::Verdict::Denied, proto::Verdict::Audit].into_iter().find(|v| worst(*v)).unwrap_or(proto::Verdict::Allowed);
-        Ok(proto::ExplainResponse {
-            verdict: verdict.into(),
-            source: Some(from.peer(None)),
-            destination: Some(to.peer(port.map(u32::from))),
-            egress,
-            ingress,
-            mode: mode::name(self.datapath.mode()).unwrap_or("unknown").to_owned(),
-        })
-    }
-
-    /// An end of the question: `NAMESPACE/POD` or an address.
-    fn find_end(&self, text: &str) -> Result<End, Refusal> {
-        if let Ok(address) = text.parse::<IpAddr>() {
-            let address = address.to_canonical();
-            let pod = self.snapshot.pods.values().find(|p| !p.host_network && !p.finished && self.addresses(p).contains(&address));
-            return Ok(End { text: text.to_owned(), addresses: vec![address], pod: pod.cloned() });
-        }
-        let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
-        let pod = self.snapshot.pods.get(&(Arc::from(namespace), Arc::from(name)));
-        let pod = pod.ok_or_else(|| Refusal::NotFound(format!("pod {namespace}/{name} is not known; addresses are accepted too")))?;
-        Ok(End { text: text.to_owned(), addresses: self.addresses(pod).to_vec(), pod: Some(pod.clone()) })
-    }
-
-    fn addresses<'a>(&'a self, pod: &'a Pod) -> &'a [IpAddr] {
-        self.known.get(&pod.uid).map_or(&pod.ips, |found| found)
-    }
-
-    fn decision(&self, decision: &Decision, direction: u8) -> proto::Decision {
-        let verdict = match (decision.allowed, self.datapath.mode()) {
-            (true, _) | (_, mode::OBSERVE) => proto::Verdict::Allowed,
-            (false, mode::AUDIT) => proto::Verdict::Audit,
-            (false, _) => proto::Verdict::Denied,
-        };
-        let reason = if decision.allowed { proto::Reason::Unspecified } else { proto::Reason::DefaultDeny };
-        proto::Decision {
-            verdict: verdict.into(),
-            reason: reason.into(),
-            isolated: decision.isolated,
-            policy: decision.rule.as_ref().map(flow::policy_rule),
-            isolated_by: decision.isolated_by.iter().map(flow::policy_ref).collect(),
-            nearest: decision.nearest.as_ref().map(flow::policy_rule),
-            mismatch: decision.mismatch.iter().map(|m| mismatch(*m).into()).collect(),
-            text: sentence(decision, direction),
-        }
-    }
-}
-
-/// One end of a question.
-struct End {
-    text: String,
-    addresses: Vec<IpAddr>,
-    pod: Option<Arc<Pod>>,
-}
-
-impl End {
-    /// The address under which `other` would meet this end: of a family that both have.
-    fn address_for(&self, other: &Self) -> Option<IpAddr> {
-        let met = |a: &&IpAddr| other.addresses.is_empty() || other.addresses.iter().any(|o| o.is_ipv4() == a.is_ipv4());
-        self.addresses.iter().find(met).copied()
-    }
-
-    fn peer(&self, port: Option<u32>) -> proto::Peer {
-        let zone = if self.pod.is_some() { proto::Zone::Pod } else { proto::Zone::World };
-        proto::Peer {
-            ip: self.addresses.first().map(IpAddr::to_string).unwrap_or_default(),
-            port,
-            pod: self.pod.as_deref().map(pod),
-            workload: self.pod.as_ref().map(|p| proto::Workload { kind: p.workload.kind.to_string(), name: p.workload.name.to_string() }),
-            zone: zone.into(),
-            ..proto::Peer::default()
-        }
-    }
-}
-
-fn sentence(decision: &Decision, direction: u8) -> String {
-    let way = if direction == EGRESS { "egress" } else { "ingress" };
-    let name = |rule: &policy::RuleRef| format!("{}/{}", rule.namespace, rule.name);
-    let whole = |rule: &policy::RuleRef| format!("{} {way}[{}]", name(rule), rule.index);
-    let mut text = match (&decision.rule, decision.isolated, decision.allowed) {
-        (Some(rule), ..) => format!("allowed by {}", whole(rule)),
-        (None, false, true) => format!("allowed: no policy isolates it for {way}"),
-        (None, true, true) => "allowed".to_owned(),
-        (None, _, false) => {
-            let by: Vec<_> = decision.isolated_by.iter().map(name).collect();
-            format!("denied: isolated for {way} by {}, and no rule allows it", by.join(", "))
-        }
-    };
-    if let Some(nearest) = &decision.nearest {
-        let wrong: Vec<_> = decision.mismatch.iter().map(|m| mismatch_name(*m)).collect();
-        let verb = if wrong.len() == 1 { " does" } else { " do" };
-        text.extend(["; nearest is ", &whole(nearest), ", where ", &wrong.join(" and "), verb, " not match"]);
-    }
-    if let Some(warning) = &decision.warning {
-        text.extend([" (", warning, ")"]);
-    }
-    text
-}
-
-fn mismatch(mismatch: Mismatch) -> proto::Mismatch {
-    match mismatch {
-        Mismatch::Peer => proto::Mismatch::Peer,
-        Mismatch::Port => proto::Mismatch::Port,
-        Mismatch::Protocol => proto::Mismatch::Protocol,
-    }
-}
-
-fn mismatch_name(mismatch: Mismatch) -> &'static str {
-    match mismatch {
-        Mismatch::Peer => "the peer",
-        Mismatch::Port => "the port",
-        Mismatch::Protocol => "the protocol",
-    }
-}
-
-fn protocol_number(name: &str) -> Result<u8, Refusal> {
-    match name.to_ascii_uppercase().as_str() {
-        "TCP" | "" => Ok(6),
-        "UDP" => Ok(17),
-        "SCTP" => Ok(132),
-        "ICMP" | "ICMPV4" => Ok(1),
-        "ICMPV6" => Ok(58),
-        other => other.parse().map_err(|_| Refusal::Invalid(format!("{name} is no protocol: TCP, UDP, SCTP, ICMP or a number"))),
     }
 }
 

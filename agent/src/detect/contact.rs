@@ -28,6 +28,9 @@ impl Outcome {
         matches!(self, Self::Refused | Self::Denied | Self::Silent)
     }
 
+    /// Every outcome.
+    pub(super) const ALL: [Self; 6] = [Self::Tried, Self::Answered, Self::Refused, Self::Denied, Self::Silent, Self::Spoofed];
+
     /// A bit of its own, for sets of outcomes.
     pub(super) fn bit(self) -> u8 {
         1 << self as u8
@@ -75,4 +78,23 @@ pub struct Contact {
     pub process: Option<Arc<ProcessInfo>>,
     /// The address that a spoofed packet claimed, whose it is, and the MAC it came with.
     pub claimed: Option<(Party, [u8; 6])>,
+}
+
+impl Contact {
+    /// A contact of which only that is known.
+    pub(super) fn bare(source: &Party, outcome: Outcome) -> Self {
+        Self {
+            source: source.clone(),
+            target: source.clone(),
+            port: 0,
+            protocol: 0,
+            outcome,
+            time_ns: 0,
+            wall_ns: 0,
+            first_flags: None,
+            flow: None,
+            process: None,
+            claimed: None,
+        }
+    }
 }

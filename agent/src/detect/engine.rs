@@ -9,14 +9,15 @@ use sekisho_proto as proto;
 use super::contact::{Contact, Outcome, Party};
 use super::history::History;
 use super::incident::Incident;
-use super::kinds::{Crossing, KINDS, Memory, Scope, Source};
+use super::kinds::{Crossing, HORIZONTAL, KINDS, Kind, Memory, Scope, Source, WALKED};
 use super::ulid::Ulids;
 use crate::flow::{Directory, Now, NumberMap, Owner};
+use crate::inventory::Snapshot;
 
 const SECOND: u64 = 1_000_000_000;
 
 /// How long a new alert waits for what follows within the same breath, so that its first record tells of the whole scan.
-const BREATH_NS: u64 = SECOND / 5;
+pub(super) const BREATH_NS: u64 = SECOND / 5;
 /// An incident ends after that long without a contact.
 const QUIET_NS: u64 = 900 * SECOND;
 /// Incidents of one kind and source that are told apart; more become one.
@@ -49,14 +50,14 @@ impl PartyKey {
 
 /// Numbers for parties.
 #[derive(Default)]
-struct Parties {
+pub(super) struct Parties {
     by_instance: NumberMap<u32, u32>,
     by_key: HashMap<PartyKey, u32>,
     next: u32,
 }
 
 impl Parties {
-    fn number(&mut self, party: &Party) -> u32 {
+    pub(super) fn number(&mut self, party: &Party) -> u32 {
         let instance = party.identity.as_ref().map(|i| i.instance);
         if let Some(number) = instance.and_then(|i| self.by_instance.get(&i)) {
             return *number;
@@ -82,18 +83,38 @@ impl Parties {
 pub(super) type IncidentKey = (usize, Source, Scope);
 
 /// An incident and what was said of it.
-struct Told {
-    incident: Incident,
+pub(super) struct Told {
+    pub(super) incident: Incident,
     /// Not said yet: to be said from then on.
-    due: Option<u64>,
+    pub(super) due: Option<u64>,
     /// When it was said last.
-    said: u64,
+    pub(super) said: u64,
     /// Its count when it was opened.
-    opened_at: u64,
+    pub(super) opened_at: u64,
     /// Updates said for growth.
-    updates: usize,
+    pub(super) updates: usize,
     /// One of a storm: counted there, never told.
-    muted: bool,
+    pub(super) muted: bool,
+    /// The end of the run before this one closed it, and nothing of it was met since.
+    pub(super) ended: bool,
+    /// It goes on after that: to be said at once.
+    pub(super) resumed: bool,
+}
+
+impl Told {
+    fn add(&mut self, contact: &Contact) {
+        self.incident.add(contact);
+        if std::mem::take(&mut self.ended) {
+            self.resumed = true;
+        }
+    }
+
+    /// The alert as it stands, unless it is one of a storm.
+    pub(super) fn tell(&self, kind: &Kind, history: &mut History, status: &str) -> Option<proto::Alert> {
+        let session = self.incident.session.clone();
+        let (_, kinds) = history.session(self.incident.source(), kind.name, self.incident.last_ns, || session);
+        (!self.muted).then(|| self.incident.alert(kind, status, kinds))
+    }
 }
 
 /// See the module.
@@ -101,13 +122,17 @@ pub struct Detector {
     /// This node's name: pods of others are their nodes' business.
     pub(super) node: Arc<str>,
     pub(super) directory: Arc<Directory>,
-    parties: Parties,
-    memory: Memory,
-    incidents: HashMap<IncidentKey, Told>,
+    pub(super) parties: Parties,
+    pub(super) memory: Memory,
+    pub(super) incidents: HashMap<IncidentKey, Told>,
     /// How many incidents a source has: most have none, and cost nothing more.
-    busy: NumberMap<Source, usize>,
+    pub(super) busy: NumberMap<Source, usize>,
     ulids: Ulids,
-    history: History,
+    pub(super) history: History,
+    /// See [`Detector::version`].
+    pub(super) version: u64,
+    /// Contacts of the run before this one, until it is known which ports are declared.
+    pub(super) to_weigh: Vec<Contact>,
     pub(super) suppressed: BTreeMap<(&'static str, &'static str), u64>,
 }
 
@@ -123,6 +148,8 @@ impl Detector {
             busy: NumberMap::default(),
             ulids: Ulids::new(seed),
             history: History::new(),
+            version: 0,
+            to_weigh: Vec::new(),
             suppressed: BTreeMap::new(),
         }
     }
@@ -130,6 +157,12 @@ impl Detector {
     /// Who is who from now on: to name the owner of a spoofed address.
     pub fn set_directory(&mut self, directory: Arc<Directory>) {
         self.directory = directory;
+    }
+
+    /// What the cluster says from now on: to know which ports targets declare.
+    pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        self.memory.declared.set(snapshot);
+        self.weigh_again();
     }
 
     /// What was seen and did not count, by kind and reason.
@@ -141,11 +174,8 @@ impl Detector {
 
     /// Takes in one contact.
     pub fn contact(&mut self, contact: &Contact) {
-        let source = match contact.outcome {
-            // A pod that lies about its address is one pod, not its workload.
-            Outcome::Spoofed => contact.source.identity.as_ref().map_or(0, |i| i.instance),
-            _ => self.parties.number(&contact.source),
-        };
+        let source = self.source_number(&contact.source, contact.outcome == Outcome::Spoofed);
+        self.version += u64::from(contact.outcome != Outcome::Tried);
         if contact.outcome == Outcome::Answered {
             self.answered(source, contact);
             return;
@@ -165,17 +195,24 @@ impl Detector {
             if let Some(told) = self.incidents.get_mut(&key) {
                 let belongs = key == own || crossing.is_some();
                 if belongs && (kind.adds)(contact) || crossing.is_some() {
-                    told.incident.add(contact);
+                    told.add(contact);
                 }
                 continue;
             }
             if let Some(crossing) = crossing {
-                self.open(place, source, own, crossing, contact);
+                let contacts = (kind.gather)(&self.memory, source, contact, crossing);
+                self.open(place, source, own, crossing, contact, &contacts);
             }
         }
     }
 
-    fn open(&mut self, place: usize, source: Source, own: IncidentKey, crossing: Crossing, contact: &Contact) {
+    pub(super) fn source_number(&mut self, source: &Party, spoofed: bool) -> Source {
+        // A pod that lies about its address is one pod, not its workload.
+        if spoofed { source.identity.as_ref().map_or(0, |i| i.instance) } else { self.parties.number(source) }
+    }
+
+    /// Opens an incident for `contacts`, of which `contact` is the last.
+    fn open(&mut self, place: usize, source: Source, own: IncidentKey, crossing: Crossing, contact: &Contact, contacts: &[Arc<Contact>]) {
         if self.incidents.len() >= OPEN {
             *self.suppressed.entry((KINDS[place].name, "too_many_open")).or_default() += 1;
             return;
@@ -184,14 +221,28 @@ impl Detector {
         let key = if apart >= APART { (place, source, Scope::Many) } else { own };
         let (ulids, now) = (&mut self.ulids, contact.time_ns);
         let (id, reopened) = self.history.id(&key, now, || ulids.next(contact.wall_ns));
-        let contacts = (KINDS[place].gather)(&self.memory, source, contact, crossing);
-        if let Some(mut incident) = Incident::open(id, crossing, &contacts) {
+        if let Some(mut incident) = Incident::open(id, crossing, contacts) {
             let muted = !self.history.admits(now, contact.wall_ns, ulids);
             let kind = KINDS[place].name;
             (incident.session, _) = self.history.session(incident.source(), kind, now, || ulids.next(contact.wall_ns));
             incident.reopened = reopened;
             *self.busy.entry(source).or_default() += 1;
-            self.incidents.insert(key, Told { incident, due: Some(now + BREATH_NS), said: 0, opened_at: 0, updates: 0, muted });
+            let due = Some(now + BREATH_NS);
+            let told = Told { incident, due, said: 0, opened_at: 0, updates: 0, muted, ended: false, resumed: false };
+            self.incidents.insert(key, told);
+        }
+    }
+
+    /// Hosts that a source walked past, whose ports they declare.
+    fn walked(&mut self, now: &Now) {
+        let declared = &self.memory.declared;
+        for ((source, protocol, ..), contacts) in self.memory.walks.due(now.boot_ns, |contact| declared.is_gone(contact)) {
+            let Some(last) = contacts.last() else { continue };
+            let own = (HORIZONTAL, source, Scope::Protocol(protocol));
+            match self.incidents.get_mut(&own) {
+                Some(told) => contacts.iter().for_each(|contact| told.add(contact)),
+                None => self.open(HORIZONTAL, source, own, WALKED, last, &contacts),
+            }
         }
     }
 
@@ -210,17 +261,14 @@ impl Detector {
 
     /// Says what is to be said by now: new alerts, updates, ends.
     pub fn tick(&mut self, now: &Now) -> Vec<proto::Alert> {
+        self.walked(now);
         let mut alerts: Vec<proto::Alert> = self.history.tick(now).into_iter().collect();
         let (busy, history) = (&mut self.busy, &mut self.history);
         self.incidents.retain(|key, told| {
             let (place, source, _) = key;
             let kind = &KINDS[*place];
             let count = told.incident.count;
-            let mut tell = |told: &Told, history: &mut History, status| {
-                let session = told.incident.session.clone();
-                let (_, kinds) = history.session(told.incident.source(), kind.name, told.incident.last_ns, || session);
-                alerts.extend((!told.muted).then(|| told.incident.alert(kind, status, kinds)));
-            };
+            let mut tell = |told: &Told, history: &mut History, status| alerts.extend(told.tell(kind, history, status));
             if let Some(due) = told.due {
                 if now.boot_ns >= due {
                     (told.due, told.said, told.opened_at) = (None, now.boot_ns, count);
@@ -229,8 +277,10 @@ impl Detector {
                 return true;
             }
             if now.boot_ns.saturating_sub(told.incident.last_ns) >= QUIET_NS {
-                tell(told, history, "closed");
-                history.close(key, &told.incident.id, told.incident.reopened, now.boot_ns);
+                if !told.ended {
+                    tell(told, history, "closed");
+                }
+                history.close(key, &told.incident, now.boot_ns);
                 if let Some(open) = busy.get_mut(source) {
                     *open -= 1;
                     if *open == 0 {
@@ -238,6 +288,11 @@ impl Detector {
                     }
                 }
                 return false;
+            }
+            if std::mem::take(&mut told.resumed) {
+                told.said = now.boot_ns;
+                tell(told, history, "update");
+                return true;
             }
             let factor = GROWTH.get(told.updates).copied();
             let grown = factor.is_some_and(|factor| count >= told.opened_at.saturating_mul(factor));
@@ -249,12 +304,8 @@ impl Detector {
             }
             true
         });
+        self.version += alerts.len() as u64;
         alerts
-    }
-
-    /// What the next breath would say, for an end before it.
-    pub fn last_words(&mut self, now: &Now) -> Vec<proto::Alert> {
-        self.tick(&Now { boot_ns: now.boot_ns + BREATH_NS, ..*now })
     }
 
     /// How many incidents are open.

@@ -7,11 +7,13 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use sekisho_proto as proto;
+use serde::{Deserialize, Serialize};
 
 use super::contact::Party;
 use super::engine::IncidentKey;
-use super::incident::ATTACK_VERSION;
+use super::incident::{ATTACK_VERSION, Incident};
 use super::keyed::Keyed;
+use super::state::StoredSession;
 use super::ulid::Ulids;
 use crate::flow::{Now, timestamp};
 
@@ -26,8 +28,8 @@ const REMEMBERED: usize = 8192;
 const TOLD: u64 = 60;
 
 /// Whose session it is: a pod's, or an address's.
-#[derive(Clone, PartialEq, Eq, Hash)]
-enum Owner {
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) enum Owner {
     Instance(u32),
     Address(IpAddr),
 }
@@ -39,17 +41,19 @@ impl Owner {
 }
 
 #[derive(Clone, Default)]
-struct Session {
-    id: String,
-    last_ns: u64,
-    kinds: BTreeSet<&'static str>,
+pub(super) struct Session {
+    pub(super) id: String,
+    pub(super) last_ns: u64,
+    pub(super) kinds: BTreeSet<&'static str>,
 }
 
 #[derive(Clone, Default)]
-struct Closed {
-    id: String,
-    at_ns: u64,
-    times: u32,
+pub(super) struct Closed {
+    pub(super) id: String,
+    pub(super) at_ns: u64,
+    pub(super) times: u32,
+    /// Source and first target.
+    pub(super) about: Option<(Party, Option<Party>)>,
 }
 
 /// The storm of this time, if there is one.
@@ -87,8 +91,40 @@ impl History {
     }
 
     /// An incident was closed; it may come back.
-    pub(super) fn close(&mut self, key: &IncidentKey, id: &str, times: u32, now_ns: u64) {
-        *self.closed.entry(key, Closed::default) = Closed { id: id.to_owned(), at_ns: now_ns, times: times + 1 };
+    pub(super) fn close(&mut self, key: &IncidentKey, incident: &Incident, now_ns: u64) {
+        let about = Some((incident.source().clone(), incident.targets.first().cloned()));
+        let closed = Closed { id: incident.id.clone(), at_ns: now_ns, times: incident.reopened + 1, about };
+        *self.closed.entry(key, Closed::default) = closed;
+    }
+
+    /// An incident that an earlier run closed.
+    pub(super) fn remember(&mut self, key: &IncidentKey, closed: Closed) {
+        *self.closed.entry(key, Closed::default) = closed;
+    }
+
+    /// A session that an earlier run began.
+    pub(super) fn resume(&mut self, owner: &Owner, session: Session) {
+        *self.sessions.entry(owner, Session::default) = session;
+    }
+
+    /// Incidents that were closed last.
+    pub(super) fn newest_closed(&self, limit: usize) -> Vec<(&IncidentKey, &Closed)> {
+        let mut all: Vec<_> = self.closed.iter().filter(|(_, closed)| !closed.id.is_empty()).collect();
+        all.sort_unstable_by_key(|(_, closed)| std::cmp::Reverse(closed.at_ns));
+        all.truncate(limit);
+        all
+    }
+
+    /// Sessions that went on last.
+    pub(super) fn newest_sessions(&self, limit: usize) -> Vec<StoredSession> {
+        let mut all: Vec<_> = self.sessions.iter().filter(|(_, session)| !session.id.is_empty()).collect();
+        all.sort_unstable_by_key(|(_, session)| std::cmp::Reverse(session.last_ns));
+        all.into_iter().take(limit).map(|(owner, session)| StoredSession::of(owner, session)).collect()
+    }
+
+    /// The run ends, and with it the storm.
+    pub(super) fn close_storm(&mut self) -> Option<proto::Alert> {
+        self.storm.take().map(|storm| storm.alert("closed"))
     }
 
     /// The session of an alert's source, which goes on with it; and how many kinds of alert it has.

@@ -8,7 +8,8 @@ use sekisho_proto as proto;
 
 use super::contact::{Contact, Outcome, Party};
 use super::kinds::{Crossing, Kind, SENSITIVE};
-use crate::flow::{Identity, Owner, ProcessInfo, flow_id_text, letters, mac_text, process, protocol_name, timestamp};
+use super::processes::Processes;
+use crate::flow::{Identity, Owner, flow_id_text, letters, mac_text, process, protocol_name, timestamp};
 
 /// Lists in an alert are cut to this length; the counts are not.
 const LISTED: usize = 32;
@@ -22,30 +23,33 @@ const MANY_PORTS: usize = 20;
 /// See the module.
 pub(super) struct Incident {
     pub(super) id: String,
-    source: Party,
-    first: u64,
-    last: u64,
+    pub(super) source: Party,
+    pub(super) first: u64,
+    pub(super) last: u64,
     /// Packet time of the last contact.
     pub(super) last_ns: u64,
     /// What makes the alert grow: distinct (target, port) pairs, or packets.
     pub(super) count: u64,
-    /// Outcomes by (target, protocol, port), as bits.
-    pairs: BTreeMap<(IpAddr, u8, u16), u8>,
+    /// Outcomes by (target, protocol, port), as bits, and whether a process is known.
+    pub(super) pairs: BTreeMap<(IpAddr, u8, u16), u8>,
     /// Pairs beyond what is remembered.
-    unlisted: u64,
-    targets: Vec<Party>,
-    target_count: u32,
-    first_flags: BTreeSet<u8>,
-    flows: Vec<u64>,
-    process: Option<Arc<ProcessInfo>>,
-    claimed: Option<(Party, [u8; 6])>,
-    threshold: u32,
-    span: u64,
+    pub(super) unlisted: u64,
+    pub(super) targets: Vec<Party>,
+    pub(super) target_count: u32,
+    pub(super) first_flags: BTreeSet<u8>,
+    pub(super) flows: Vec<u64>,
+    pub(super) processes: Processes,
+    pub(super) claimed: Option<(Party, [u8; 6])>,
+    pub(super) threshold: u32,
+    pub(super) span: u64,
     /// The session of its source.
     pub(super) session: String,
     /// How often it was open before.
     pub(super) reopened: u32,
 }
+
+/// A bit beside those of outcomes: the pair has been counted for a process.
+const ATTRIBUTED: u8 = 1 << 7;
 
 /// How many kinds of alert within one session make each of them worse.
 const KINDS_TOGETHER: usize = 3;
@@ -66,7 +70,7 @@ impl Incident {
             target_count: 0,
             first_flags: BTreeSet::new(),
             flows: Vec::new(),
-            process: None,
+            processes: Processes::default(),
             claimed: None,
             threshold: crossing.threshold,
             span: crossing.span,
@@ -83,9 +87,6 @@ impl Incident {
     pub(super) fn add(&mut self, contact: &Contact) {
         self.last = self.last.max(contact.wall_ns);
         self.last_ns = self.last_ns.max(contact.time_ns);
-        if self.process.is_none() {
-            self.process.clone_from(&contact.process);
-        }
         if let Some(flow) = contact.flow
             && self.flows.len() < LISTED
             && !self.flows.contains(&flow)
@@ -98,6 +99,7 @@ impl Incident {
         }
         self.first_flags.extend(contact.first_flags);
         self.meet(contact);
+        self.attribute(contact);
     }
 
     fn meet(&mut self, contact: &Contact) {
@@ -121,6 +123,21 @@ impl Incident {
             }
         }
         self.pairs.insert(pair, contact.outcome.bit());
+    }
+
+    /// Counts the contact for its process: each pair once, each packet where packets count. The kernel's array tells of contacts without
+    /// their process; the record of the same contact has it.
+    fn attribute(&mut self, contact: &Contact) {
+        let Some(process) = &contact.process else { return };
+        if contact.outcome != Outcome::Spoofed {
+            let pair = (contact.target.ip, contact.protocol, contact.port);
+            let Some(outcomes) = self.pairs.get_mut(&pair) else { return };
+            if *outcomes & ATTRIBUTED != 0 {
+                return;
+            }
+            *outcomes |= ATTRIBUTED;
+        }
+        self.processes.count(process);
     }
 
     /// Notes that a port of the incident answered after all.
@@ -161,10 +178,11 @@ impl Incident {
             first: Some(timestamp(self.first)),
             last: Some(timestamp(self.last)),
             count: self.count,
-            process: self.process.as_deref().map(process),
+            process: self.processes.first().map(|main| process(main)),
             flows: self.flows.iter().map(|id| flow_id_text(*id)).collect(),
             incident: Some(self.session.clone()),
             reopened: Some(self.reopened).filter(|times| *times > 0),
+            processes: self.processes.list(),
         }
     }
 
@@ -192,7 +210,7 @@ impl Incident {
         let tried: BTreeSet<u16> = self
             .pairs
             .iter()
-            .filter(|(_, outcomes)| **outcomes != answered_only)
+            .filter(|(_, outcomes)| **outcomes & !ATTRIBUTED != answered_only)
             .map(|((_, _, port), _)| *port)
             .filter(|p| *p != 0)
             .collect();

@@ -34,6 +34,16 @@ impl<K: Eq + Hash + Clone, V> Keyed<K, V> {
         self.young.get(key)
     }
 
+    /// All keys with their state.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.young.iter().chain(&self.old)
+    }
+
+    /// The same, to change the state.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&K, &mut V)> {
+        self.young.iter_mut().chain(&mut self.old)
+    }
+
     /// How many keys were dropped for want of room.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped

@@ -4,8 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::contact::{Contact, Outcome};
+use super::declared::Declared;
 use super::keyed::Keyed;
-use super::window::{Window, target_workload};
+use super::walk::{self, Walks};
+use super::window::{Member, Window, target_workload};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -81,16 +83,30 @@ pub(super) struct Kind {
 pub(super) struct Memory {
     ports: Keyed<(Source, IpAddr), Window<(u8, u16)>>,
     hosts: Keyed<(Source, u8, u16, bool), Window<IpAddr>>,
+    pub(super) walks: Walks,
+    pub(super) declared: Declared,
 }
 
 impl Memory {
     pub(super) fn new() -> Self {
-        Self { ports: Keyed::new(KEYS), hosts: Keyed::new(KEYS) }
+        Self { ports: Keyed::new(KEYS), hosts: Keyed::new(KEYS), walks: Walks::new(), declared: Declared::default() }
+    }
+
+    /// The newest contacts that windows hold, and those with declared ports to which nobody has come back yet, at most `limit`.
+    pub(super) fn recent(&self, since_ns: u64, limit: usize) -> Vec<Arc<Contact>> {
+        let ports = self.ports.iter().flat_map(|(_, window)| window.met_since(since_ns));
+        let hosts = self.hosts.iter().flat_map(|(_, window)| window.met_since(since_ns));
+        let mut all: Vec<_> = ports.chain(hosts).chain(self.walks.waiting()).cloned().collect();
+        all.sort_by_key(|contact| std::cmp::Reverse(contact.time_ns));
+        all.truncate(limit);
+        // In the order in which they came.
+        all.reverse();
+        all
     }
 
     /// Keys that were dropped for want of room.
     pub(super) fn dropped(&self) -> u64 {
-        self.ports.dropped() + self.hosts.dropped()
+        self.ports.dropped() + self.hosts.dropped() + self.walks.dropped()
     }
 }
 
@@ -151,15 +167,25 @@ fn gather<T: Eq>(window: Option<&Window<T>>, contact: &Contact, crossing: Crossi
     }
 }
 
-/// Many ports of one address: 5 failed ones in a minute, or 15 of any kind in ten seconds.
+/// What a walk over declared ports crosses.
+pub(super) const WALKED: Crossing = Crossing { threshold: walk::WALKED, span: walk::SPAN, failed: true };
+/// The place in [`KINDS`] of what a walk is.
+pub(super) const HORIZONTAL: usize = 1;
+
+/// Many ports of one address: 5 failed ones in a minute, or 15 of any kind in ten seconds. Ports that the target declares do not count.
 fn vertical(memory: &mut Memory, source: Source, contact: &Contact) -> Option<Crossing> {
+    let failed = contact.outcome.failed();
+    if failed && memory.declared.has(contact) {
+        return None;
+    }
     let window = memory.ports.entry(&(source, contact.target.ip), Window::new);
     window.note((contact.protocol, contact.port), contact);
     let now = contact.time_ns;
-    if contact.outcome.failed() && window.failed(now, FAILED_SPAN).nth(FAILED as usize - 1).is_some() {
+    if failed && window.failed(now, FAILED_SPAN).nth(FAILED as usize - 1).is_some() {
         return Some(Crossing { threshold: FAILED, span: FAILED_SPAN, failed: true });
     }
-    if window.len() >= ANY as usize && window.met(now, ANY_SPAN).nth(ANY as usize - 1).is_some() {
+    let undeclared = |m: &&Member<_>| !memory.declared.has(&m.contact);
+    if window.len() >= ANY as usize && window.met(now, ANY_SPAN).filter(undeclared).nth(ANY as usize - 1).is_some() {
         return Some(Crossing { threshold: ANY, span: ANY_SPAN, failed: false });
     }
     None
@@ -171,8 +197,12 @@ fn hosts_of(source: Source, contact: &Contact) -> (Source, u8, u16, bool) {
 }
 
 /// One port on many hosts: 5 failed ones in a minute, of two workloads at least or two addresses that nobody has. A client with a stale list of one
-/// workload's addresses is no scan.
+/// workload's addresses is no scan, and hosts that declare the port are walked past or returned to: see [`walk`].
 fn horizontal(memory: &mut Memory, source: Source, contact: &Contact) -> Option<Crossing> {
+    if memory.declared.has(contact) {
+        memory.walks.note(source, contact);
+        return None;
+    }
     let window = memory.hosts.entry(&hosts_of(source, contact), Window::new);
     window.note(contact.target.ip, contact);
     let failed = || window.failed(contact.time_ns, FAILED_SPAN).map(|m| &*m.contact);

@@ -8,17 +8,27 @@
 //! are a set, so that both ends may tell the same. Everything runs on packet time. No tokio, no aya, no I/O.
 
 mod contact;
+mod declared;
 mod engine;
+mod handover;
 mod history;
 mod incident;
 mod keyed;
 mod kinds;
+mod processes;
+mod state;
 mod ulid;
+mod walk;
 mod window;
 mod witness;
 
 pub use contact::{Contact, Outcome, Party};
 pub use engine::Detector;
+pub use state::State;
 
+#[cfg(test)]
+mod client_tests;
+#[cfg(test)]
+mod handover_tests;
 #[cfg(test)]
 mod tests;

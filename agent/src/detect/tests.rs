@@ -11,17 +11,17 @@ use super::{Contact, Detector, Outcome, Party};
 use crate::flow::testing::{SECOND, at, flow, ip, pod_identity};
 use crate::flow::{Directory, FlowRecord, Holding, Identity, Moment, Sighting, Witness};
 
-const MINUTE: u64 = 60 * SECOND;
+pub(super) const MINUTE: u64 = 60 * SECOND;
 
-fn party(identity: Option<&Arc<Identity>>, address: &str) -> Party {
+pub(super) fn party(identity: Option<&Arc<Identity>>, address: &str) -> Party {
     Party { ip: address.parse().unwrap(), identity: identity.cloned() }
 }
 
-fn scanner() -> Arc<Identity> {
+pub(super) fn scanner() -> Arc<Identity> {
     pod_identity(1, "scanner-1", "scanner", "10.0.0.1")
 }
 
-fn contact(target: &str, port: u16, outcome: Outcome, time_ns: u64) -> Contact {
+pub(super) fn contact(target: &str, port: u16, outcome: Outcome, time_ns: u64) -> Contact {
     Contact {
         source: party(Some(&scanner()), "10.0.0.1"),
         target: party(Some(&pod_identity(2, "db-1", "db", target)), target),
@@ -37,12 +37,12 @@ fn contact(target: &str, port: u16, outcome: Outcome, time_ns: u64) -> Contact {
     }
 }
 
-fn detector() -> Detector {
+pub(super) fn detector() -> Detector {
     Detector::new("node-1", 1)
 }
 
 /// Lets the clock run in steps of 100 ms and gathers what is said, with the time.
-fn run(detector: &mut Detector, from: u64, to: u64) -> Vec<(u64, proto::Alert)> {
+pub(super) fn run(detector: &mut Detector, from: u64, to: u64) -> Vec<(u64, proto::Alert)> {
     let mut said = Vec::new();
     let mut now = from;
     while now <= to {
@@ -90,7 +90,7 @@ fn what_waits_for_a_breath_is_said_before_an_end() {
     }
     assert!(detector.tick(&at(MINUTE)).is_empty());
     let said = detector.last_words(&at(MINUTE));
-    assert_eq!(said.iter().map(|alert| alert.status.as_str()).collect::<Vec<_>>(), ["open"]);
+    assert_eq!(said.iter().map(|alert| alert.status.as_str()).collect::<Vec<_>>(), ["open", "closed"]);
 }
 
 #[test]

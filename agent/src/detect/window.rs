@@ -36,7 +36,9 @@ impl<T: Eq> Window<T> {
             member.met_ns = member.met_ns.max(contact.time_ns);
             if failed && contact.time_ns > member.failed_ns {
                 member.failed_ns = contact.time_ns;
-                replace(&mut member.contact, contact);
+                renew(&mut member.contact, contact);
+            } else if failed && contact.process.is_some() && member.contact.process.is_none() {
+                renew(&mut member.contact, contact);
             }
             return;
         }
@@ -63,6 +65,11 @@ impl<T: Eq> Window<T> {
         self.members.iter().filter(move |m| m.met_ns > from)
     }
 
+    /// Contacts of members that were met since.
+    pub(super) fn met_since(&self, since_ns: u64) -> impl Iterator<Item = &Arc<Contact>> {
+        self.members.iter().filter(move |m| m.met_ns >= since_ns).map(|m| &m.contact)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.members.len()
     }
@@ -73,6 +80,18 @@ fn replace(place: &mut Arc<Contact>, contact: &Contact) {
     match Arc::get_mut(place) {
         Some(room) => room.clone_from(contact),
         None => *place = Arc::new(contact.clone()),
+    }
+}
+
+/// The same where both are contacts with one member. The kernel's array knows neither process nor flow: what the record said stays.
+fn renew(place: &mut Arc<Contact>, contact: &Contact) {
+    let before = (contact.process.is_none() || contact.flow.is_none()).then(|| (place.process.clone(), place.flow));
+    replace(place, contact);
+    if let Some((process, flow)) = before
+        && let Some(place) = Arc::get_mut(place)
+    {
+        place.process = place.process.take().or(process);
+        place.flow = place.flow.or(flow);
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
-use sekisho_core::layout::{self, Address, Flow, FlowEvent, FlowKey6, reason, verdict};
+use sekisho_core::layout::{self, Address, Flow, FlowEvent, FlowKey6, flow_flags, reason, verdict};
 
 use super::directory::Directory;
 use super::number::NumberMap;
@@ -71,13 +71,27 @@ pub fn destination_port(key: &FlowKey6, opened: u8) -> Option<u16> {
 /// `(pod, class, direction and protocol, port)`.
 type Asked = (u32, u32, u16, u32);
 
+/// `(pod, direction and protocol, remote, port)`.
+type Allowed = (u32, u16, Address, u32);
+
+/// A policy and since when it judges.
+struct InForce {
+    epoch: u32,
+    since_ns: u64,
+    /// Not so in mode observe.
+    judges: bool,
+    policy: Arc<dyn Explainer>,
+}
+
 /// Answers and their memory.
 pub(super) struct Attribution {
     pub(super) directory: Arc<Directory>,
-    /// `(epoch from which it is in force, policy)`, oldest first.
-    policies: VecDeque<(u32, Arc<dyn Explainer>)>,
+    /// Oldest first.
+    policies: VecDeque<InForce>,
     by_rule: NumberMap<u32, Arc<Explanation>>,
     denied: Recent<Asked, Arc<Explanation>>,
+    /// What the newest policy says of flows that an earlier one let in, and whether it isolates their pod; `None` where it does not allow them.
+    allowed: Recent<Allowed, Option<(Arc<Explanation>, bool)>>,
     /// The last explanation by (pod, class, direction and protocol): ports that no rule names share it.
     shared: Recent<(u32, u32, u16), Arc<Explanation>>,
     /// By cookie; who is not known is asked for again after the time.
@@ -95,6 +109,7 @@ impl Attribution {
             policies: VecDeque::new(),
             by_rule: NumberMap::default(),
             denied: Recent::new(EXPLANATIONS),
+            allowed: Recent::new(EXPLANATIONS),
             shared: Recent::new(EXPLANATIONS),
             sockets: Recent::new(SOCKETS),
             processes: Recent::new(SOCKETS),
@@ -108,12 +123,13 @@ impl Attribution {
         self.by_rule.clear();
     }
 
-    pub(super) fn set_policy(&mut self, epoch: u32, policy: Arc<dyn Explainer>) {
-        self.policies.push_back((epoch, policy));
+    pub(super) fn set_policy(&mut self, epoch: u32, policy: Arc<dyn Explainer>, judges: bool, since_ns: u64) {
+        self.policies.push_back(InForce { epoch, since_ns, judges, policy });
         if self.policies.len() > VERSIONS {
             self.policies.pop_front();
         }
         self.denied.clear();
+        self.allowed.clear();
         self.shared.clear();
     }
 
@@ -130,8 +146,11 @@ impl Attribution {
         (late.cloned(), late.is_some())
     }
 
-    /// Why the flow was decided as it was; `None` where no policy had a say.
-    pub(super) fn decision(&mut self, key: &FlowKey6, flow: &Flow, local: Option<&Identity>) -> Option<Arc<Explanation>> {
+    /// Why the flow was decided as it was; `None` where no policy had a say. Brings the flow's flags up to date with it.
+    pub(super) fn decision(&mut self, key: &FlowKey6, flow: &mut Flow, local: Option<&Identity>) -> Option<Arc<Explanation>> {
+        if let Some(explanation) = self.judged_again(key, flow, local) {
+            return explanation.filter(|explanation| explanation.rule.is_some());
+        }
         if flow.rule != 0 {
             return self.rule(flow.rule);
         }
@@ -141,6 +160,49 @@ impl Attribution {
         }
         let Owner::Pod { namespace, name, .. } = &local?.owner else { return None };
         self.default_deny(key, flow, &(namespace.clone(), name.clone()))
+    }
+
+    /// What the policy of the flow's epoch says of a flow that an earlier one let in. The kernel keeps the rule and the flags of a
+    /// flow's first packet for as long as the verdict stays the same: its rule may be one that is deleted. `None` where the kernel's
+    /// rule holds, and where this policy would not name any.
+    fn judged_again(&mut self, key: &FlowKey6, flow: &mut Flow, local: Option<&Identity>) -> Option<Option<Arc<Explanation>>> {
+        if flow.verdict != verdict::ALLOWED || flow.opened == layout::UNKNOWN || flow.flags & flow_flags::OWN_NODE != 0 {
+            return None;
+        }
+        let place = self.policies.iter().rposition(|policy| policy.epoch <= flow.epoch)?;
+        let policy = &self.policies[place];
+        if flow.start_ns >= policy.since_ns {
+            return None;
+        }
+        if !policy.judges {
+            flow.flags = flow.flags & !flow_flags::ISOLATED | flow_flags::UNJUDGED;
+            return Some(None);
+        }
+        let local = local?;
+        let Owner::Pod { namespace, name, .. } = &local.owner else { return None };
+        let port = destination_port(key, flow.opened);
+        let side = u16::from(flow.opened) << 8 | u16::from(key.protocol);
+        let asked = (local.instance, side, key.remote, port.map_or(u32::MAX, u32::from));
+        let newest = place + 1 == self.policies.len();
+        let known = if newest { self.allowed.get(&asked) } else { None };
+        let answer = known.unwrap_or_else(|| {
+            let question = Question {
+                local: (namespace.clone(), name.clone()),
+                direction: flow.opened,
+                remote: address(&key.remote),
+                protocol: key.protocol,
+                port,
+            };
+            let decision = policy.policy.explain(&question);
+            decision.allowed.then(|| (Arc::new(Explanation { rule: decision.rule, ..Explanation::default() }), decision.isolated))
+        });
+        if newest {
+            self.allowed.insert(asked, answer.clone());
+        }
+        let (explanation, isolated) = answer?;
+        let kept = flow.flags & !(flow_flags::ISOLATED | flow_flags::UNJUDGED);
+        flow.flags = kept | if isolated { flow_flags::ISOLATED } else { 0 };
+        Some(Some(explanation))
     }
 
     fn rule(&mut self, id: u32) -> Option<Arc<Explanation>> {
@@ -158,12 +220,12 @@ impl Attribution {
         let side = u16::from(flow.opened) << 8 | u16::from(key.protocol);
         let group = (flow.local_instance, flow.class, side);
         let asked = (group.0, group.1, side, port.map_or(u32::MAX, u32::from));
-        let newest = self.policies.back().is_none_or(|(epoch, _)| flow.epoch >= *epoch);
+        let newest = self.policies.back().is_none_or(|policy| flow.epoch >= policy.epoch);
         if newest && let Some(known) = self.denied.get(&asked) {
             return Some(known);
         }
-        let judge = self.policies.iter().rev().find(|(epoch, _)| *epoch <= flow.epoch).or(self.policies.front());
-        let decision = judge?.1.explain(&Question {
+        let judge = self.policies.iter().rev().find(|policy| policy.epoch <= flow.epoch).or(self.policies.front());
+        let decision = judge?.policy.explain(&Question {
             local: local.clone(),
             direction: flow.opened,
             remote: address(&key.remote),

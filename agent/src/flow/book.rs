@@ -5,11 +5,12 @@
 //! For every reader, at every moment: `made = delivered + filtered + sum(lost) + queued`.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::project::Header;
 use super::record::{Body, Record};
 
 /// How many records the ring holds unless told otherwise.
@@ -63,7 +64,21 @@ pub struct Book {
     grown: Condvar,
     /// For readers on tokio: the next sequence number, or [`CLOSED`].
     head: watch::Sender<u64>,
+    /// Alerts of earlier runs, oldest first.
+    past: OnceLock<Vec<Past>>,
 }
+
+/// A record of an earlier run, with what its run's records have in common.
+#[derive(Clone, Debug)]
+pub struct Past {
+    /// Of its run.
+    pub header: Arc<Header>,
+    /// The record.
+    pub record: Record,
+}
+
+/// Alerts that are remembered beside the ring, for the next run.
+const ALERTS: usize = 256;
 
 /// The head's value once the book is closed.
 const CLOSED: u64 = u64::MAX;
@@ -75,12 +90,23 @@ struct Ring {
     next: u64,
     closed: bool,
     readers: Vec<Weak<Mutex<State>>>,
+    /// The newest alerts, and how many there were.
+    alerts: VecDeque<Record>,
+    alerts_made: u64,
 }
 
 impl Ring {
     /// The oldest sequence number that is still here.
     fn tail(&self) -> u64 {
         self.next - self.records.len() as u64
+    }
+
+    fn note_alert(&mut self, alert: Record) {
+        if self.alerts.len() == ALERTS {
+            self.alerts.pop_front();
+        }
+        self.alerts.push_back(alert);
+        self.alerts_made += 1;
     }
 
     fn from(&self, seq: u64) -> impl Iterator<Item = &Record> {
@@ -98,8 +124,16 @@ impl Default for Book {
 impl Book {
     /// An empty book that remembers `capacity` records.
     pub fn new(capacity: usize) -> Self {
-        let ring = Ring { records: VecDeque::new(), capacity: capacity.max(1), next: 1, closed: false, readers: Vec::new() };
-        Self { ring: Mutex::new(ring), grown: Condvar::new(), head: watch::Sender::new(1) }
+        let ring = Ring {
+            records: VecDeque::new(),
+            capacity: capacity.max(1),
+            next: 1,
+            closed: false,
+            readers: Vec::new(),
+            alerts: VecDeque::new(),
+            alerts_made: 0,
+        };
+        Self { ring: Mutex::new(ring), grown: Condvar::new(), head: watch::Sender::new(1), past: OnceLock::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Ring> {
@@ -123,7 +157,11 @@ impl Book {
                 }
                 let seq = ring.next;
                 ring.next += 1;
-                ring.records.push_back(Record { seq, time_ns, body });
+                let record = Record { seq, time_ns, body };
+                if matches!(record.body, Body::Alert(_)) {
+                    ring.note_alert(record.clone());
+                }
+                ring.records.push_back(record);
             }
             if !ring.closed {
                 self.head.send_replace(ring.next);
@@ -193,6 +231,48 @@ impl Book {
             }
         }
         (cursor, next)
+    }
+
+    /// Alerts of earlier runs. To be called once, before there are readers.
+    pub fn remember(&self, past: Vec<Past>) {
+        self.past.get_or_init(|| past);
+    }
+
+    /// Alerts of earlier runs, oldest first.
+    pub fn past(&self) -> &[Past] {
+        self.past.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// How many alerts this run has made.
+    pub fn alerts_made(&self) -> u64 {
+        self.lock().alerts_made
+    }
+
+    /// The newest of them, oldest first.
+    pub fn alerts(&self) -> Vec<Record> {
+        self.lock().alerts.iter().cloned().collect()
+    }
+
+    /// The alerts of earlier runs that a reader with this filter and start is due before those of this run, oldest first.
+    pub fn before(&self, filter: Option<&Filter>, start: Start) -> Vec<Past> {
+        let (count, since) = match start {
+            Start::Next => return Vec::new(),
+            Start::Oldest => (u64::MAX, 0),
+            Start::Since(since) => (u64::MAX, since),
+            Start::Last(count) => (count, 0),
+            Start::LastSince(count, since) => (count, since),
+        };
+        let passes = |record: &Record| record.time_ns >= since && filter.is_none_or(|filter| filter(record));
+        let held = if count == u64::MAX {
+            0
+        } else {
+            let records = self.lock().records.clone();
+            records.iter().rev().filter(|record| passes(record)).take(usize::try_from(count).unwrap_or(usize::MAX)).count() as u64
+        };
+        let left = usize::try_from(count - held).unwrap_or(usize::MAX);
+        let mut newest: Vec<Past> = self.past().iter().rev().filter(|past| passes(&past.record)).take(left).cloned().collect();
+        newest.reverse();
+        newest
     }
 
     /// The ledger lines of all open readers, each balanced in itself.

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use sekisho_core::flows::Table;
-use sekisho_core::layout::{Flow, FlowEvent, FlowKey6, end_reason, event};
+use sekisho_core::layout::{Flow, FlowEvent, FlowKey6, end_reason, event, flow_flags};
 
 use super::attribution::{Attribution, Explainer, Kernel};
 use super::book::Book;
@@ -29,6 +29,8 @@ use crate::inventory::ObjectName;
 const SECOND: u64 = 1_000_000_000;
 /// Events whose sockets are asked for together: fewer than sockets are remembered.
 const TOGETHER: usize = 2048;
+/// Flags of a flow that follow from the policy.
+const BY_POLICY: u8 = flow_flags::ISOLATED | flow_flags::UNJUDGED;
 /// How many numbers are remembered as borne.
 const BORNE: usize = 8_192;
 /// For how many flows to Services it is remembered what stands behind: those that had no update yet.
@@ -191,9 +193,9 @@ impl Engine {
         self.renamed = true;
     }
 
-    /// The policy that judges from `epoch` on.
-    pub fn set_policy(&mut self, epoch: u32, policy: Arc<dyn Explainer>) {
-        self.attribution.set_policy(epoch, policy);
+    /// The policy from `epoch` on, which is in force since `since_ns` (boottime). In mode observe it does not judge.
+    pub fn set_policy(&mut self, epoch: u32, policy: Arc<dyn Explainer>, judges: bool, since_ns: u64) {
+        self.attribution.set_policy(epoch, policy, judges, since_ns);
     }
 
     /// An endpoint is there, or has changed.
@@ -269,7 +271,7 @@ impl Engine {
         }
         let moment = Moment::End(shown_reason(reason, flow));
         let record = match open {
-            Some(open) => Arc::new(Self::follow(moment, &open.record, flow, &context.now)),
+            Some(open) => Arc::new(self.follow(moment, &open.record, flow, &context.now)),
             None => Arc::new(self.compose(moment, key, family, flow, self.first_delta(flow), context)),
         };
         context.witness.saw(Sighting::Ended, &record, self.one_way(key.endpoint), &context.now);
@@ -296,6 +298,7 @@ impl Engine {
         context: &mut Context<'_>,
     ) -> FlowRecord {
         let now = &context.now;
+        let mut flow = *flow;
         let flow_id = self.seed.flow_id(key, flow.born_ns);
         let endpoint = self.endpoints.get(&key.endpoint);
         let instance = if flow.local_instance == 0 { endpoint.map_or(0, |e| e.instance) } else { flow.local_instance };
@@ -303,23 +306,24 @@ impl Engine {
         self.bears(instance);
         self.bears(flow.remote_instance);
         let local: Option<Arc<Identity>> = self.attribution.directory.identity(instance, flow.start_ns).cloned();
-        let (remote, late_identity) = self.attribution.remote(key, flow);
+        let (remote, late_identity) = self.attribution.remote(key, &flow);
+        let decision = self.attribution.decision(key, &mut flow, local.as_deref());
         FlowRecord {
             moment,
             flow_id,
             key: *key,
             family,
-            flow: *flow,
+            flow,
             start_ns: now.wall(flow.start_ns),
-            last_ns: last_wall(moment, flow, now),
+            last_ns: last_wall(moment, &flow, now),
             delta,
-            decision: self.attribution.decision(key, flow, local.as_deref()),
-            process: self.attribution.process(flow, now.boot_ns, context.kernel),
-            listener: self.attribution.listener(key, flow, now.boot_ns, context.kernel),
+            decision,
+            process: self.attribution.process(&flow, now.boot_ns, context.kernel),
+            listener: self.attribution.listener(key, &flow, now.boot_ns, context.kernel),
             local,
             remote,
             late_identity,
-            translated: self.translated(flow_id, flow),
+            translated: self.translated(flow_id, &flow),
             interface,
         }
     }
@@ -336,11 +340,19 @@ impl Engine {
         std::mem::take(&mut self.newly_borne)
     }
 
-    /// The next record of an open flow: new totals, everything else as it was.
-    pub(super) fn follow(moment: Moment, before: &FlowRecord, flow: &Flow, now: &Now) -> FlowRecord {
+    /// The next record of an open flow: new totals, everything else as it was. Where another policy judges it by now, that one is
+    /// named.
+    pub(super) fn follow(&mut self, moment: Moment, before: &FlowRecord, flow: &Flow, now: &Now) -> FlowRecord {
+        let mut flow = *flow;
+        let decision = if flow.epoch == before.flow.epoch {
+            flow.flags = flow.flags & !BY_POLICY | before.flow.flags & BY_POLICY;
+            before.decision.clone()
+        } else {
+            self.attribution.decision(&before.key, &mut flow, before.local.as_deref())
+        };
         let since = |new: [u64; 2], old: [u64; 2]| [new[0].saturating_sub(old[0]), new[1].saturating_sub(old[1])];
         let delta = Some([since(flow.packets, before.flow.packets), since(flow.bytes, before.flow.bytes)]);
-        FlowRecord { moment, flow: *flow, start_ns: before.start_ns, last_ns: last_wall(moment, flow, now), delta, ..before.clone() }
+        FlowRecord { moment, flow, start_ns: before.start_ns, last_ns: last_wall(moment, &flow, now), delta, decision, ..before.clone() }
     }
 
     /// What endpoints produced beyond their event budgets, totals by index. Makes a summary of what is new.

@@ -36,8 +36,9 @@ pub(super) fn parse_key(key: u64) -> (u8, u32) {
     parts
 }
 
+/// An identity as it is written down, without its number.
 #[derive(Clone, Serialize, Deserialize)]
-struct StoredIdentity {
+pub struct StoredIdentity {
     /// `p`od, `s`ervice, `n`ode.
     t: char,
     #[serde(default, skip_serializing_if = "str::is_empty")]
@@ -60,7 +61,8 @@ struct StoredIdentity {
 }
 
 impl StoredIdentity {
-    fn of(identity: &Identity) -> Self {
+    /// What is to be written of an identity.
+    pub fn of(identity: &Identity) -> Self {
         let empty: Arc<str> = Arc::from("");
         let mut stored = Self {
             t: 'n',
@@ -96,7 +98,8 @@ impl StoredIdentity {
         stored
     }
 
-    fn into_identity(self, instance: u32) -> Option<Identity> {
+    /// The identity with its number; `None` of a kind that this version does not know.
+    pub fn into_identity(self, instance: u32) -> Option<Identity> {
         let owner = match self.t {
             'p' => Owner::Pod {
                 workload: match self.w {

@@ -21,6 +21,7 @@ fn pod(name: &str, uid: &str, address: &str) -> Pod {
         service_account: Some("default".into()),
         workload: Workload { kind: "Deployment".into(), name: "web".into() },
         ports: Vec::new(),
+        serves: Box::default(),
         config_hash: None,
         allow_sources: Vec::new(),
         runtime_class: None,

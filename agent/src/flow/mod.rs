@@ -25,7 +25,7 @@ mod waiting;
 mod written;
 
 pub use attribution::{Explainer, Kernel, address, destination_port, has_ports};
-pub use book::{Book, DEFAULT_CAPACITY, Filter, Line, Reader, SLOW, Start};
+pub use book::{Book, DEFAULT_CAPACITY, Filter, Line, Past, Reader, SLOW, Start};
 pub use clock::Now;
 pub use community::{Side, community_id};
 pub use conn_state::{conn_state, flag, letters};
@@ -33,7 +33,7 @@ pub use directory::{Directory, Holding, LATE_NS, TOMBSTONE_NS};
 pub use engine::{Context, EndpointView, Engine, Settings, Sighting, Witness};
 pub use idle::{Idle, UDP_NS, UDP_STREAM_NS};
 pub use journal::Journal;
-pub use journal_entry::RunState;
+pub use journal_entry::{RunState, StoredIdentity};
 pub use ledger::{FlowTally, KernelTally, Ledger, imbalance};
 pub use number::{BootSeed, NumberHasher, NumberMap};
 pub use project::{Header, flow_id_text, mac_text, pod, policy_ref, policy_rule, process, project, protocol_name, timestamp};
@@ -50,6 +50,8 @@ mod book_tests;
 mod engine_tests;
 #[cfg(test)]
 mod journal_tests;
+#[cfg(test)]
+mod judged_again_tests;
 #[cfg(test)]
 mod project_tests;
 #[cfg(test)]

@@ -169,7 +169,7 @@ impl Engine {
         let flow = &open.record.flow;
         self.settled.insert((open.record.flow_id, flow.start_ns), ());
         self.tally.ended(open.record.flow_id, flow.start_ns);
-        let record = Arc::new(Self::follow(Moment::End(reason), &open.record, flow, &context.now));
+        let record = Arc::new(self.follow(Moment::End(reason), &open.record, flow, &context.now));
         context.witness.saw(Sighting::Ended, &record, self.one_way(record.key.endpoint), &context.now);
         self.out.push(Body::Flow(record));
     }
@@ -181,9 +181,10 @@ impl Engine {
             return;
         }
         self.release(id, context);
-        let record = match self.open.get(&id) {
-            Some(open) if open.record.flow.start_ns != item.flow.start_ns => return,
-            Some(open) => Self::follow(Moment::Update, &open.record, &item.flow, &context.now),
+        let before = self.open.get(&id).map(|open| open.record.clone());
+        let record = match before {
+            Some(before) if before.flow.start_ns != item.flow.start_ns => return,
+            Some(before) => self.follow(Moment::Update, &before, &item.flow, &context.now),
             None => {
                 let delta = self.first_delta(&item.flow);
                 let record = self.compose(Moment::Update, &item.key, item.family, &item.flow, delta, context);

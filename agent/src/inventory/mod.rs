@@ -23,6 +23,11 @@ use std::sync::Arc;
 /// `(namespace, name)`.
 pub type ObjectName = (Arc<str>, Arc<str>);
 
+/// What is in force of an object whose newest version is refused.
+fn in_force(before: bool) -> &'static str {
+    if before { "its previous version stays in force" } else { "never applied: nothing of it is in force" }
+}
+
 /// Everything known about the cluster at one moment. Immutable; each kind is shared with the snapshot before if nothing of it
 /// changed.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +46,7 @@ pub struct Snapshot {
     pub endpoint_slices: Arc<BTreeMap<ObjectName, Arc<EndpointSlice>>>,
     /// By namespace and name; already defaulted and valid.
     pub policies: Arc<BTreeMap<ObjectName, Arc<NetworkPolicy>>>,
-    /// What is refused now: file, document, field or value. The previous version of it is in force.
+    /// What is refused now: file, document, field or value, and whether a previous version of it is in force.
     pub refused: Vec<String>,
 }
 
@@ -86,10 +91,12 @@ pub struct Pod {
     pub finished: bool,
     /// `spec.serviceAccountName`.
     pub service_account: Option<Arc<str>>,
-    /// Top owner, followed through ReplicaSet and Job; the pod itself where nothing owns it.
+    /// Its controller, named through a ReplicaSet or Job; the pod itself where nothing controls it.
     pub workload: Workload,
     /// Container ports, for named ports: `(name, port, protocol number)`.
     pub ports: Vec<(Arc<str>, u16, u8)>,
+    /// Ports that it declares, named or not, those of its probes included: `(port, protocol number)`, sorted. For detections.
+    pub serves: Box<[(u16, u8)]>,
     /// The cgroup's name for static pods: annotation `kubernetes.io/config.hash` of a mirror pod that belongs to its node.
     pub config_hash: Option<Arc<str>>,
     /// Annotation `sekisho.dev/allow-sources`: foreign sources that the pod may use.

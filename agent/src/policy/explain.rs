@@ -212,6 +212,12 @@ fn allowed(isolated: bool) -> Decision {
 }
 
 impl Compiled {
+    /// The Service whose port that is, with its backends' addresses and ports.
+    pub fn behind(&self, address: IpAddr, port: u16, protocol: u8) -> Option<(&str, &[(IpAddr, u16)])> {
+        let (name, backends) = self.explainer.behind.get(&(address.to_canonical(), port, protocol))?;
+        Some((name, backends))
+    }
+
     /// Decides `question` and says why. A pod that is not known, or shares the node's network, is judged by no policy.
     pub fn explain(&self, question: &Question) -> Decision {
         let explainer = &self.explainer;

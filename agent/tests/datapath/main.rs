@@ -41,6 +41,7 @@ fn manifest(pod: &Pod, host_network: bool) -> Arc<Manifest> {
         service_account: None,
         workload: Workload { kind: "Pod".into(), name: pod.pod_name().into() },
         ports: Vec::new(),
+        serves: Box::default(),
         config_hash: None,
         allow_sources: Vec::new(),
         runtime_class: None,

@@ -2,8 +2,8 @@
 
 use super::object::{Message, Object};
 use crate::{
-    Decision, EndpointStatus, ExplainResponse, MapStatus, Mismatch, ModeResponse, PolicyStatus, Reason, SourceStatus, StatusResponse,
-    Verdict,
+    Decision, EndpointStatus, ExplainResponse, MapStatus, Mismatch, ModeResponse, Outcome, PolicyStatus, Reason, SourceStatus,
+    StatusResponse,
 };
 
 impl Message for StatusResponse {
@@ -24,6 +24,7 @@ impl Message for StatusResponse {
         object.every_message("maps", &self.maps);
         object.message("ledger", self.ledger.as_ref());
         object.every_text("refused", &self.refused);
+        object.every_text("warnings", &self.warnings);
         object.message("policy", self.policy.as_ref());
         object.counts("counters", &self.counters);
         object.counts("suppressed", &self.suppressed);
@@ -81,18 +82,22 @@ impl Message for PolicyStatus {
 
 impl Message for ExplainResponse {
     fn fields(&self, object: &mut Object<'_>) {
-        object.name::<Verdict>("verdict", self.verdict);
+        object.name::<Outcome>("verdict", self.verdict);
+        object.name::<Outcome>("enforced", self.enforced);
         object.message("source", self.source.as_ref());
         object.message("destination", self.destination.as_ref());
         object.message("egress", self.egress.as_ref());
+        object.maybe_text("egress_elsewhere", self.egress_elsewhere.as_ref());
         object.message("ingress", self.ingress.as_ref());
+        object.maybe_text("ingress_elsewhere", self.ingress_elsewhere.as_ref());
         object.text("mode", &self.mode);
     }
 }
 
 impl Message for Decision {
     fn fields(&self, object: &mut Object<'_>) {
-        object.name::<Verdict>("verdict", self.verdict);
+        object.name::<Outcome>("verdict", self.verdict);
+        object.name::<Outcome>("enforced", self.enforced);
         object.name::<Reason>("reason", self.reason);
         object.flag("isolated", self.isolated);
         object.message("policy", self.policy.as_ref());

@@ -4,8 +4,8 @@ use super::object::{Message, Object};
 use crate::record::Body;
 use crate::{
     Alert, AlertPeer, Counts, Coverage, Delta, Direction, EndReason, Evidence, Flow, Icmp, Kind, Ledger, Mismatch, Peer, Pod, PolicyChange,
-    PolicyRef, PolicyRule, PreviousRun, Process, Reason, Record, ServiceRef, Summary, Tcp, TcpFlags, Translated, Verdict, Workload, Zone,
-    ledger,
+    PolicyRef, PolicyRule, PreviousRun, Process, ProcessContacts, Reason, Record, ServiceRef, Summary, Tcp, TcpFlags, Translated, Verdict,
+    Workload, Zone, ledger,
 };
 
 impl Message for Record {
@@ -206,9 +206,17 @@ impl Message for Alert {
         object.time("last", self.last.as_ref());
         object.number("count", self.count);
         object.message("process", self.process.as_ref());
+        object.messages("processes", &self.processes);
         object.texts("flows", &self.flows);
         object.maybe_text("incident", self.incident.as_ref());
         object.maybe_number("reopened", self.reopened);
+    }
+}
+
+impl Message for ProcessContacts {
+    fn fields(&self, object: &mut Object<'_>) {
+        object.message("process", self.process.as_ref());
+        object.number("contacts", self.contacts);
     }
 }
 

@@ -225,7 +225,7 @@ fn status_keeps_empty_lists() {
             r#"{"ready":true,"unready":[],"node":"node-1","mode":"enforce","epoch":1,"#,
             r#""endpoints":[{"pod":{"namespace":"shop","name":"web","uid":"uid-web"},"ips":["10.1.0.2"],"interface":"veth1","attach":"tcx","#,
             r#""set":0,"isolated_ingress":true,"isolated_egress":false,"coverage":"full","ready":true,"host_network":false}],"#,
-            r#""maps":[{"name":"ESTABLISHED4","entries":1,"max":2,"bytes":3}],"refused":[],"counters":{},"suppressed":{},"translations":{},"events":{}}"#
+            r#""maps":[{"name":"ESTABLISHED4","entries":1,"max":2,"bytes":3}],"refused":[],"warnings":[],"counters":{},"suppressed":{},"translations":{},"events":{}}"#
         )
     );
 }
@@ -247,6 +247,7 @@ fn explanation_and_mode() {
             ..Decision::default()
         }),
         mode: "enforce".into(),
+        ..ExplainResponse::default()
     };
     assert_eq!(
         to_json(&explained),

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io::Write as _;
 
 use futures_util::future::join_all;
-use sekisho_proto::{Decision, ExplainRequest, ExplainResponse, ModeRequest, ModeResponse, StatusRequest, StatusResponse, Verdict};
+use sekisho_proto::{ExplainRequest, ExplainResponse, ModeRequest, ModeResponse, StatusRequest, StatusResponse};
 use tokio::sync::Semaphore;
 use tonic::{Response, Status};
 
@@ -167,9 +167,13 @@ fn whole<'a>(answers: impl Iterator<Item = &'a ExplainResponse>) -> Option<Expla
         }
     }
     let mut whole = whole?;
-    let said = |verdict: Verdict| [&whole.egress, &whole.ingress].into_iter().flatten().any(|d: &Decision| d.verdict() == verdict);
-    let worst = [Verdict::Denied, Verdict::Audit].into_iter().find(|verdict| said(*verdict)).unwrap_or(Verdict::Allowed);
-    whole.verdict = worst.into();
+    if whole.egress.is_some() {
+        whole.egress_elsewhere = None;
+    }
+    if whole.ingress.is_some() {
+        whole.ingress_elsewhere = None;
+    }
+    whole.conclude();
     Some(whole)
 }
 
@@ -186,19 +190,27 @@ fn refusal(answers: &[Answer<ExplainResponse>], request: &ExplainRequest) -> Str
 
 #[cfg(test)]
 mod tests {
+    use sekisho_proto::{Decision, Outcome};
+
     use super::*;
 
-    fn decision(verdict: Verdict) -> Decision {
-        Decision { verdict: verdict.into(), ..Decision::default() }
+    fn decision(verdict: Outcome) -> Decision {
+        Decision { verdict: verdict.into(), enforced: verdict.into(), ..Decision::default() }
     }
 
     #[test]
     fn each_end_is_explained_by_its_own_node_and_the_worse_verdict_counts() {
-        let egress = ExplainResponse { egress: Some(decision(Verdict::Allowed)), mode: "enforce".into(), ..ExplainResponse::default() };
-        let ingress = ExplainResponse { ingress: Some(decision(Verdict::Denied)), mode: "enforce".into(), ..ExplainResponse::default() };
+        let mut egress = ExplainResponse { egress: Some(decision(Outcome::Allowed)), mode: "enforce".into(), ..ExplainResponse::default() };
+        egress.ingress_elsewhere = Some("the agent of node b".into());
+        let mut ingress =
+            ExplainResponse { ingress: Some(decision(Outcome::Denied)), mode: "enforce".into(), ..ExplainResponse::default() };
+        ingress.egress_elsewhere = Some("the agent of node a".into());
+        assert_eq!(whole([&egress].into_iter()).map(|whole| whole.verdict()), Some(Outcome::Undetermined), "node b was not reached");
+        let allowed = ExplainResponse { ingress: Some(decision(Outcome::Allowed)), ..ingress.clone() };
+        assert_eq!(whole([&egress, &allowed].into_iter()).map(|whole| whole.verdict()), Some(Outcome::Allowed));
         for answers in [[&egress, &ingress], [&ingress, &egress]] {
             let whole = whole(answers.into_iter()).expect("two answers");
-            assert_eq!(whole.verdict(), Verdict::Denied);
+            assert_eq!(whole.verdict(), Outcome::Denied);
             assert_eq!((whole.egress.is_some(), whole.ingress.is_some(), whole.mode.as_str()), (true, true, "enforce"));
         }
         assert_eq!(whole(std::iter::empty()), None);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use kube::Client;
 use prost_types::Timestamp;
-use sekisho_proto::{Record, from_nanoseconds, to_nanoseconds};
+use sekisho_proto::{Kind, Record, from_nanoseconds, to_nanoseconds};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tonic::Streaming;
 
@@ -53,6 +53,8 @@ struct Passed {
     run: String,
     seq: u64,
     time: Option<Timestamp>,
+    /// Runs before that.
+    former: Vec<String>,
     /// Where nothing has passed yet and the past is not wanted: from when on records are.
     floor: Option<Timestamp>,
 }
@@ -63,8 +65,15 @@ impl Passed {
         let known = record.run == self.run && record.seq <= self.seq;
         let past =
             self.run.is_empty() && self.floor.zip(record.time).is_some_and(|(floor, time)| to_nanoseconds(&time) < to_nanoseconds(&floor));
-        if known || past {
+        // An agent tells alerts of earlier runs each time that it is asked for all.
+        let older = self.time.zip(record.time).is_some_and(|(newest, time)| to_nanoseconds(&time) < to_nanoseconds(&newest));
+        let another = !self.run.is_empty() && record.run != self.run;
+        let former = another && (self.former.contains(&record.run) || older && record.kind == i32::from(Kind::Alert));
+        if known || past || former {
             return false;
+        }
+        if another {
+            self.former.push(std::mem::take(&mut self.run));
         }
         self.run.clone_from(&record.run);
         self.seq = record.seq;

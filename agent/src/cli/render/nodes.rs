@@ -30,7 +30,12 @@ fn row(node: &str, status: &Result<&StatusResponse, &str>) -> Vec<String> {
     });
     vec![
         node.to_owned(),
-        if status.ready { "yes" } else { "no" }.to_owned(),
+        match (status.ready, status.warnings.is_empty()) {
+            (true, true) => "yes",
+            (true, false) => "yes, with warnings",
+            (false, _) => "no",
+        }
+        .to_owned(),
         status.mode.clone(),
         format!("{ready}/{}", status.endpoints.len()),
         status.policy.as_ref().map(|policy| policy.policies).unwrap_or_default().to_string(),

@@ -19,7 +19,7 @@ pub(in crate::cli) fn status(status: &StatusResponse, paint: Paint) -> String {
     }
     if !status.refused.is_empty() {
         lines.push(String::new());
-        lines.push(paint.bad("Refused; what was said before is still in force:"));
+        lines.push(paint.bad("Refused; each line ends with what is in force:"));
         lines.extend(status.refused.iter().map(|refused| format!("  {refused}")));
     }
     if let Some(policy) = status.policy.as_ref().filter(|policy| !policy.warnings.is_empty()) {
@@ -31,7 +31,11 @@ pub(in crate::cli) fn status(status: &StatusResponse, paint: Paint) -> String {
 }
 
 fn summary(status: &StatusResponse, paint: Paint) -> Vec<String> {
-    let ready = if status.ready { paint.good("yes") } else { paint.bad("no") };
+    let ready = match (status.ready, status.warnings.is_empty()) {
+        (true, true) => paint.good("yes"),
+        (true, false) => paint.warning("yes, with warnings"),
+        (false, _) => paint.bad("no"),
+    };
     let mut lines = vec![
         format!("Ready    {ready}"),
         format!("Mode     {} (epoch {})", status.mode, status.epoch),
@@ -47,7 +51,9 @@ fn summary(status: &StatusResponse, paint: Paint) -> Vec<String> {
         }
     }
     lines.extend(status.source.as_ref().map(|source| source_line(source, paint)));
-    lines.splice(1..1, status.unready.iter().map(|reason| paint.bad(&format!("         {reason}"))));
+    let unready = status.unready.iter().map(|reason| paint.bad(&format!("         {reason}")));
+    let warnings = status.warnings.iter().map(|warning| paint.warning(&format!("         {warning}")));
+    lines.splice(1..1, unready.chain(warnings));
     lines
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use sekisho_proto::{
     Alert, AlertPeer, Counts, Coverage, Decision, Direction, EndReason, EndpointStatus, Evidence, ExplainRequest, ExplainResponse, Flow,
-    Ledger, MapStatus, Mismatch, Peer, Pod, PolicyRef, PolicyRule, Process, Reason, ServiceRef, StatusResponse, Tcp, Translated, Verdict,
-    Workload, from_nanoseconds, ledger, to_json_line,
+    Ledger, MapStatus, Mismatch, Outcome, Peer, Pod, PolicyRef, PolicyRule, Process, Reason, ServiceRef, StatusResponse, Tcp, Translated,
+    Verdict, Workload, from_nanoseconds, ledger, to_json_line,
 };
 
 use super::*;
@@ -192,12 +192,14 @@ fn a_status_is_a_page() {
 fn an_explanation_shows_both_ends() {
     let asked = ExplainRequest { from: "shop/web-1".into(), to: "shop/db-0".into(), port: 22, protocol: "TCP".into() };
     let answer = ExplainResponse {
-        verdict: Verdict::Denied as i32,
+        verdict: Outcome::Denied as i32,
+        enforced: Outcome::Denied as i32,
         source: Some(end_of("web-1", 0)),
         destination: Some(end_of("db-0", 22)),
-        egress: Some(Decision { verdict: Verdict::Allowed as i32, ..Decision::default() }),
+        egress: Some(Decision { verdict: Outcome::Allowed as i32, enforced: Outcome::Allowed as i32, ..Decision::default() }),
         ingress: Some(Decision {
-            verdict: Verdict::Denied as i32,
+            verdict: Outcome::Denied as i32,
+            enforced: Outcome::Denied as i32,
             reason: Reason::DefaultDeny as i32,
             isolated: true,
             nearest: Some(rule(0)),
@@ -205,6 +207,7 @@ fn an_explanation_shows_both_ends() {
             ..Decision::default()
         }),
         mode: "enforce".into(),
+        ..ExplainResponse::default()
     };
     assert_eq!(
         explanation(&asked, &answer, PLAIN),
@@ -212,6 +215,23 @@ fn an_explanation_shows_both_ends() {
          egress  shop/web-1(web): allowed [nothing isolates it]\n  \
          ingress shop/db-0(db): denied [default_deny; nearest shop/db ingress[0]: wrong port]"
     );
+    let mut observed = answer.clone();
+    observed.mode = "observe".into();
+    observed.verdict = Outcome::Allowed as i32;
+    observed.ingress.as_mut().expect("an end").verdict = Outcome::Allowed as i32;
+    let text = explanation(&asked, &observed, PLAIN);
+    assert!(text.starts_with("WOULD BE DENIED shop/web-1"), "{text}");
+    assert!(text.contains("ingress shop/db-0(db): would be denied [default_deny"), "{text}");
+    let elsewhere = ExplainResponse {
+        verdict: Outcome::Undetermined as i32,
+        enforced: Outcome::Undetermined as i32,
+        ingress: None,
+        ingress_elsewhere: Some("the agent of node b".into()),
+        ..answer
+    };
+    let text = explanation(&asked, &elsewhere, PLAIN);
+    assert!(text.starts_with("UNDETERMINED HERE shop/web-1"), "{text}");
+    assert!(text.ends_with("ingress shop/db-0(db): judged by the agent of node b, which is not asked here"), "{text}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::document;
 use crate::inventory::manifest::object::{self, Key, Object};
 use crate::inventory::manifest::owners::Owners;
-use crate::inventory::{Namespace, Snapshot};
+use crate::inventory::{Namespace, Snapshot, in_force};
 
 /// More files than that which come at once are counted, not listed.
 const SAID_ONE_BY_ONE: usize = 8;
@@ -37,6 +37,13 @@ struct File {
     refused: Option<String>,
     /// Sound by itself, but some object of it may be another file's; with the order in which such files came.
     waiting: Option<(u64, Objects)>,
+}
+
+impl File {
+    /// Why its newest content is not in force, and what is.
+    fn refusal(&self) -> Option<String> {
+        Some(format!("{}; {}", self.refused.as_ref()?, in_force(!self.objects.is_empty())))
+    }
 }
 
 /// All manifest files of a folder.
@@ -209,11 +216,8 @@ impl Folder {
         }
         for name in touched {
             let Some(file) = self.files.get(name) else { continue };
-            let Some(why) = &file.refused else { continue };
-            if file.objects.is_empty() {
-                tracing::error!("manifest refused: {why}; nothing of this file is in force");
-            } else {
-                tracing::error!("manifest refused: {why}; the previous state of this file stays in force");
+            if let Some(refusal) = file.refusal() {
+                tracing::error!("manifest refused: {refusal}");
             }
         }
     }
@@ -248,7 +252,7 @@ impl Folder {
             services: services.into(),
             endpoint_slices: endpoint_slices.into(),
             policies: policies.into(),
-            refused: self.files.values().filter_map(|file| file.refused.clone()).collect(),
+            refused: self.files.values().filter_map(File::refusal).collect(),
         }
     }
 }

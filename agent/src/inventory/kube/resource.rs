@@ -109,6 +109,7 @@ const METADATA: Keep = Fields(&[
             ("kubernetes.io/config.hash", All),
             ("kubernetes.io/config.mirror", All),
             ("sekisho.dev/allow-sources", All),
+            ("prometheus.io/port", All),
             ("cni.projectcalico.org/podIPs", All),
             ("cni.projectcalico.org/podIP", All),
             ("vpc.amazonaws.com/pod-ips", All),
@@ -116,7 +117,10 @@ const METADATA: Keep = Fields(&[
     ),
     ("ownerReferences", Fields(&[("kind", All), ("name", All), ("controller", All)])),
 ]);
-const CONTAINERS: Keep = Fields(&[("restartPolicy", All), ("ports", All)]);
+const PROBE: Keep =
+    Fields(&[("httpGet", Fields(&[("port", All)])), ("tcpSocket", Fields(&[("port", All)])), ("grpc", Fields(&[("port", All)]))]);
+const CONTAINERS: Keep =
+    Fields(&[("restartPolicy", All), ("ports", All), ("livenessProbe", PROBE), ("readinessProbe", PROBE), ("startupProbe", PROBE)]);
 const OWNER: &Keep = &Fields(&[("metadata", METADATA)]);
 
 macro_rules! watched {

@@ -10,8 +10,10 @@ use super::resource::{Arrived, Kind, label};
 use super::table::Table;
 use super::texts::Texts;
 use crate::inventory::manifest::object::Object;
-use crate::inventory::manifest::owners::{Owner, top};
-use crate::inventory::{About, EndpointSlice, Namespace, NetworkPolicy, Node, Notice, ObjectName, Pod, Service, Snapshot, Workload};
+use crate::inventory::manifest::owners::{Owner, is_between, top};
+use crate::inventory::{
+    About, EndpointSlice, Namespace, NetworkPolicy, Node, Notice, ObjectName, Pod, Service, Snapshot, Workload, in_force,
+};
 
 /// What a watch tells.
 #[derive(Debug)]
@@ -209,7 +211,7 @@ impl Store {
         let mut pod = self.texts.pod(pod);
         let name = (pod.namespace.clone(), pod.name.clone());
         let direct = pod.workload.clone();
-        if matches!(&*direct.kind, "ReplicaSet" | "Job") {
+        if is_between(&direct.kind) {
             pod.workload = self.top(&pod, &direct);
             self.owned.insert(name.clone(), direct);
         } else {
@@ -305,8 +307,22 @@ impl Store {
             Kind::Job => self.jobs.refuse(name, version, text.clone()),
         };
         if news {
-            tracing::error!("object refused: {text}; its previous version, if there was one, stays in force");
-            self.notice(kind, &about, uid, "Refused", format!("{why}; Sekisho keeps the previous version in force, if there was one"));
+            let state = in_force(self.is_live(kind, &about));
+            tracing::error!("object refused: {text}; {state}");
+            self.notice(kind, &about, uid, "Refused", format!("{why}; {state}"));
+        }
+    }
+
+    fn is_live(&self, kind: Kind, name: &ObjectName) -> bool {
+        match kind {
+            Kind::Namespace => self.namespaces.live().contains_key(&name.1),
+            Kind::Pod => self.pods.live().contains_key(name),
+            Kind::Node => self.nodes.live().contains_key(&name.1),
+            Kind::Service => self.services.live().contains_key(name),
+            Kind::EndpointSlice => self.endpoint_slices.live().contains_key(name),
+            Kind::NetworkPolicy => self.policies.live().contains_key(name),
+            Kind::ReplicaSet => self.replica_sets.live().contains_key(name),
+            Kind::Job => self.jobs.live().contains_key(name),
         }
     }
 
@@ -338,7 +354,7 @@ impl Store {
     fn refused(&self) -> Vec<String> {
         let all = self.namespaces.refused().chain(self.pods.refused()).chain(self.nodes.refused());
         let all = all.chain(self.services.refused()).chain(self.endpoint_slices.refused()).chain(self.policies.refused());
-        all.chain(self.replica_sets.refused()).chain(self.jobs.refused()).cloned().collect()
+        all.chain(self.replica_sets.refused()).chain(self.jobs.refused()).collect()
     }
 
     /// Every namespace, those included of which only objects are known yet.

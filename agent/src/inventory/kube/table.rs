@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 
+use crate::inventory::in_force;
+
 /// See the module.
 pub(super) struct Table<K, V> {
     live: Arc<BTreeMap<K, V>>,
@@ -44,9 +46,12 @@ impl<K: Ord + Hash + Clone, V: Clone + PartialEq> Table<K, V> {
         &self.live
     }
 
-    /// Why newer versions are not in force.
-    pub(super) fn refused(&self) -> impl Iterator<Item = &String> {
-        self.refused.values()
+    /// What is wrong with objects, and what is in force of each.
+    pub(super) fn refused(&self) -> impl Iterator<Item = String> {
+        self.refused.iter().map(|(key, why)| {
+            let state = if self.remarked.contains_key(key) { "the rest of it is in force" } else { in_force(self.live.contains_key(key)) };
+            format!("{why}; {state}")
+        })
     }
 
     /// Whether one whole list has been taken in.

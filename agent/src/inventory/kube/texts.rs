@@ -63,6 +63,7 @@ impl Texts {
             service_account: self.optional(pod.service_account.as_ref()),
             workload: self.workload(&pod.workload),
             ports: pod.ports.iter().map(|(name, port, protocol)| (self.text(name), *port, *protocol)).collect(),
+            serves: pod.serves.clone(),
             config_hash: pod.config_hash.clone(),
             allow_sources: pod.allow_sources.clone(),
             runtime_class: self.optional(pod.runtime_class.as_ref()),

@@ -18,7 +18,7 @@ pub(in crate::inventory) struct Metadata {
     pub(in crate::inventory) uid: Option<Arc<str>>,
     /// `labels`.
     pub(in crate::inventory) labels: Labels,
-    /// The owner that controls it, else the first: `(kind, name)`.
+    /// The owner that controls it: `(kind, name)`.
     pub(in crate::inventory) owner: Option<(Arc<str>, Arc<str>)>,
 }
 
@@ -67,18 +67,18 @@ pub(in crate::inventory) fn labels(at: &At<'_>) -> Result<Labels, FieldError> {
     Ok(Arc::new(map))
 }
 
+/// The owner with `controller: true`; the API server admits one at most.
 fn owner(metadata: &At<'_>) -> Result<Option<(Arc<str>, Arc<str>)>, FieldError> {
-    let mut first = None;
+    let mut controller = None;
     for owner in metadata.field("ownerReferences").items()? {
         owner.mapping()?;
         let (kind, name) = (owner.field("kind").text()?, owner.field("name").text()?);
         let (Some(kind), Some(name)) = (kind, name) else { continue };
         if owner.field("controller").bool()? == Some(true) {
-            return Ok(Some((kind, name)));
+            controller.get_or_insert((kind, name));
         }
-        first.get_or_insert((kind, name));
     }
-    Ok(first)
+    Ok(controller)
 }
 
 /// A port number, 1 to 65535; `None` where nothing is.

@@ -9,4 +9,5 @@ pub(super) mod names;
 pub(super) mod network_policy;
 pub(super) mod object;
 pub(super) mod owners;
+mod serves;
 pub(super) mod value;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::metadata::{Metadata, address, addresses, checked, port, protocol, push};
+use super::serves::serves;
 use super::value::{At, FieldError, Value};
 use super::{names, network_policy};
 use crate::inventory::{EndpointSlice, Namespace, NetworkPolicy, Node, Pod, Service, ServicePort, SliceEndpoint, Workload};
@@ -32,9 +33,9 @@ impl std::fmt::Display for Key {
 pub(in crate::inventory) enum Object {
     Namespace(Arc<Namespace>),
     Node(Arc<Node>),
-    /// `workload` is the direct owner yet.
+    /// `workload` is the controller itself yet.
     Pod(Arc<Pod>),
-    /// Anything that owns pods, and who owns it: `(kind, name)`.
+    /// Anything that owns pods, and who controls it: `(kind, name)`.
     Owner(Option<(Arc<str>, Arc<str>)>),
     Service(Arc<Service>),
     EndpointSlice(Arc<EndpointSlice>),
@@ -205,6 +206,7 @@ fn pod(at: &At<'_>, metadata: Metadata) -> Result<Pod, FieldError> {
         service_account: spec.field("serviceAccountName").text()?,
         workload,
         ports: container_ports(&spec)?,
+        serves: serves(&spec, &annotations)?,
         config_hash,
         allow_sources: allow_sources(&annotations.field("sekisho.dev/allow-sources"))?,
         runtime_class: spec.field("runtimeClassName").text()?,

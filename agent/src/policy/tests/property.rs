@@ -93,6 +93,7 @@ fn pod() -> impl Strategy<Value = Pod> {
         service_account: None,
         workload: Workload { kind: text("Pod"), name: text("") },
         ports,
+        serves: Box::default(),
         config_hash: None,
         allow_sources: Vec::new(),
         runtime_class: None,

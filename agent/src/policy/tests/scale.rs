@@ -36,6 +36,7 @@ fn large() -> Snapshot {
             service_account: None,
             workload: Workload { kind: "Pod".into(), name: name.clone() },
             ports: vec![("http".into(), 8080, 6)],
+            serves: Box::default(),
             config_hash: None,
             allow_sources: Vec::new(),
             runtime_class: None,

@@ -19,6 +19,8 @@ spec:
   containers:
   - name: c
     ports: [{name: http, containerPort: 8080}, {name: dns, containerPort: 53, protocol: UDP}, {containerPort: 9}]
+    readinessProbe: {httpGet: {port: 8081}}
+    livenessProbe: {httpGet: {port: http}}
   initContainers:
   - {name: once, ports: [{name: once, containerPort: 1}]}
   - {name: side, restartPolicy: Always, ports: [{name: side, containerPort: 2}]}
@@ -64,6 +66,7 @@ fn a_pod_is_read() {
     assert_eq!(pod.allow_sources.len(), 2);
     let ports: Vec<_> = pod.ports.iter().map(|(n, p, proto)| (&**n, *p, *proto)).collect();
     assert_eq!(ports, [("http", 8080, 6), ("dns", 53, 17), ("side", 2, 6)]);
+    assert_eq!(*pod.serves, [(2, 6), (9, 6), (53, 17), (8080, 6), (8081, 6)]);
     assert!(!pod.finished && !pod.host_network);
     assert_eq!(&*snapshot.namespaces["shop"].labels["kubernetes.io/metadata.name"], "shop");
 }
