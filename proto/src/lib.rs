@@ -17,6 +17,7 @@ mod v1 {
 
 pub mod json;
 mod name;
+pub mod schema;
 mod time;
 
 pub use json::{to_json, to_json_line, write_json};
