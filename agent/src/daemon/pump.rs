@@ -20,7 +20,7 @@ use super::timers::{BEAT, Timers};
 use super::translate::Translator;
 use crate::cli::{AgentArgs, Exit, Failure, Mode, Origin, TcBackend};
 use crate::datapath::{self, Coverage, Datapath, Options};
-use crate::detect::Detector;
+use crate::detect::{self, Detector};
 use crate::flow::{Body, Book, BootSeed, Context, Directory, Engine, Header, Journal, KernelTally, Ledger, Now, RunState, Settings};
 use crate::inventory::{Pod, Snapshot, Source, files, kube};
 use crate::policy::{Compiled, Compiler, Instances as _};
@@ -128,7 +128,7 @@ impl Pump {
             detector: Detector::new(&args.node_name, now.wall_ns),
             directory,
             ledger: Ledger::new(kernel),
-            book: Arc::new(Book::new(args.history as usize)),
+            book: open_book(args),
             header,
             started_ns: now.wall_ns,
             known: HashMap::new(),
@@ -396,6 +396,13 @@ fn check_source(args: &AgentArgs) -> Result<(), Failure> {
         Some(Origin::Folder(folder)) => files::Source::check(&folder).map_err(|e| Failure::new(Exit::CannotRun, e)),
         Some(Origin::Cluster(_)) | None => Ok(()),
     }
+}
+
+/// An empty book that knows every kind of alert.
+fn open_book(args: &AgentArgs) -> Arc<Book> {
+    let book = Book::new(args.history as usize);
+    book.expect_alerts(detect::rules());
+    Arc::new(book)
 }
 
 /// The source that the arguments name.

@@ -20,5 +20,10 @@ mod witness;
 pub use contact::{Contact, Outcome, Party};
 pub use engine::Detector;
 
+/// Name of every kind of alert.
+pub fn rules() -> impl Iterator<Item = &'static str> {
+    kinds::KINDS.iter().map(|kind| kind.name)
+}
+
 #[cfg(test)]
 mod tests;
