@@ -133,7 +133,7 @@ impl Pump {
             started_ns: now.wall_ns,
             known: HashMap::new(),
             translator: Translator::start()
-                .map_err(|e| warn!("connection tracking cannot be asked, records do not say what stands behind Services: {e}"))
+                .map_err(|e| warn!(error = %e, "connection tracking cannot be asked, records do not say what stands behind Services"))
                 .ok(),
             events: Vec::with_capacity(4096),
             datapath,
@@ -313,7 +313,9 @@ impl Pump {
             if let Some(number) = event.former {
                 self.engine.on_endpoint_gone(number);
             }
-            warn!(interface = event.interface.as_deref(), "{}: {}", self.pod_text(&event.uid), event.message);
+            let (namespace, pod) = self.pod_name(&event.uid);
+            let (interface, uid) = (event.interface.as_deref(), &*event.uid);
+            warn!(namespace, pod, uid, interface, event = event.event, "{}", event.message);
             let coverage = proto::Coverage {
                 event: event.event.to_owned(),
                 pod: self.local.iter().find(|p| p.uid == event.uid).map(|p| super::status::pod(p)),
@@ -331,10 +333,9 @@ impl Pump {
         check.through
     }
 
-    /// The pod by name where it is known.
-    pub(super) fn pod_text(&self, uid: &str) -> String {
-        let pod = self.local.iter().find(|p| *p.uid == *uid);
-        pod.map_or_else(|| format!("pod {uid}"), |p| format!("{}/{}", p.namespace, p.name))
+    /// Namespace and name of a pod, where it is known.
+    pub(super) fn pod_name(&self, uid: &str) -> (Option<&str>, Option<&str>) {
+        self.local.iter().find(|p| *p.uid == *uid).map(|p| (&*p.namespace, &*p.name)).unzip()
     }
 
     pub(super) fn tell_ready(&self) {

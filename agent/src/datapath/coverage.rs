@@ -101,7 +101,7 @@ impl Datapath {
                     let message = "replies pass by its interface unseen; it is watched at its control group now".into();
                     return events.push(CoverageEvent { former: Some(former), ..event(endpoint, "switched", message) });
                 }
-                Err(error) => tracing::warn!(%error, "an endpoint could not be switched to its control group"),
+                Err(error) => tracing::warn!(uid = %endpoint.info.uid, %error, "an endpoint could not be switched to its control group"),
             }
         }
         endpoint.info.coverage = Coverage::OneWay;

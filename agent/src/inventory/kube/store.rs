@@ -275,7 +275,7 @@ impl Store {
     fn ignore(&mut self, name: &ObjectName, uid: Option<Arc<str>>, version: u64, what: &str) {
         let text = format!("{}, {what}", label(Kind::Pod, name));
         if self.pods.remark(name.clone(), version, text.clone()) {
-            tracing::error!("annotation passed over: {text}");
+            tracing::error!(namespace = &*name.0, pod = &*name.1, error = what, "annotation passed over");
             self.notice(Kind::Pod, name, uid, "AnnotationIgnored", format!("{what}; the annotation is not used"));
         }
     }
@@ -305,7 +305,16 @@ impl Store {
             Kind::Job => self.jobs.refuse(name, version, text.clone()),
         };
         if news {
-            tracing::error!("object refused: {text}; its previous version, if there was one, stays in force");
+            let (kind_name, named) = (kind.name(), |wanted| (kind == wanted).then_some(&*about.1));
+            tracing::error!(
+                kind = kind_name,
+                namespace = &*about.0,
+                name = &*about.1,
+                pod = named(Kind::Pod),
+                policy = named(Kind::NetworkPolicy),
+                error = why,
+                "object refused: its previous version, if there was one, stays in force"
+            );
             self.notice(kind, &about, uid, "Refused", format!("{why}; Sekisho keeps the previous version in force, if there was one"));
         }
     }
