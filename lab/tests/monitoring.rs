@@ -69,7 +69,8 @@ fn flows_denials_and_alerts_are_counted_by_name() -> Result<()> {
     })
     .with_context(|| page.clone())?;
     ensure!(value(&page, "sekisho_packets_dropped_total") >= 2.0, "{page}");
-    until(Duration::from_secs(10), "traffic is counted", || Ok(value(&get(&lab, "/metrics")?, sent) > 100.0)).with_context(|| page.clone())?;
+    until(Duration::from_secs(10), "traffic is counted", || Ok(value(&get(&lab, "/metrics")?, sent) > 100.0))
+        .with_context(|| page.clone())?;
     // A series of every rule and severity is there before the first alert, or Prometheus would not see it grow.
     let high = r#"sekisho_alerts_total{rule="scan.vertical",severity="high"}"#;
     ensure!(page.contains(&format!("{high} 0")), "{page}");
@@ -110,7 +111,9 @@ fn the_log_names_objects_in_fields() -> Result<()> {
     })?;
     lab.write_manifest("broken.yaml", "kind: NetworkPolicy\n")?;
     found("a manifest that is refused", &|line| {
-        line["file"] == "broken.yaml" && line["level"] == "ERROR" && line["error"].as_str().is_some_and(|error| error.contains("broken.yaml"))
+        line["file"] == "broken.yaml"
+            && line["level"] == "ERROR"
+            && line["error"].as_str().is_some_and(|error| error.contains("broken.yaml"))
     })?;
     // A warning of the compiler: two pods with one address.
     let twin = json!({

@@ -44,7 +44,10 @@ pub(crate) fn run() -> Result<()> {
 
 fn write(name: &str, text: &str) -> Result<()> {
     let file = root().join(name);
-    file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&file, text)).with_context(|| format!("cannot write {name}"))?;
+    file.parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| fs::write(&file, text))
+        .with_context(|| format!("cannot write {name}"))?;
     say(&format!("wrote {name}"));
     Ok(())
 }

@@ -384,7 +384,7 @@ impl Pump {
         let detach = self.args.detach_on_exit;
         let left = self.datapath.leave(detach);
         if let Err(e) = &left {
-            error!("{e}");
+            error!(error = %e, "the data path could not be left in order");
         }
         info!("{}", if detach { "ended; nothing is enforced any more" } else { "ended; enforcement stays in place" });
         left.map_err(|e| Failure::new(Exit::CannotRun, e))

@@ -15,9 +15,9 @@ use super::record::{Body, FlowRecord, Moment, Owner};
 use crate::policy::RuleRef;
 
 /// How many series a family has before what is new is counted under [`OTHER`].
-pub const SERIES: usize = 1000;
+pub(super) const SERIES: usize = 1000;
 /// Stands for every name beyond [`SERIES`].
-pub const OTHER: &str = "_other";
+pub(super) const OTHER: &str = "_other";
 /// The rule where none decided: default deny.
 const NONE: &str = "none";
 /// Every severity of an alert.

@@ -46,7 +46,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{/* A quantity such as 128Mi as a number of bytes. */}}
 {{- define "sekisho.bytes" -}}
 {{- $text := toString . -}}
-{{- $number := regexFind "^[0-9.]+([eE][0-9]+)?" $text -}}
+{{- $number := regexFind "^[0-9.]+([eE][+-]?[0-9]+)?" $text -}}
 {{- $unit := trimPrefix $number $text -}}
 {{- $units := dict "" 1 "m" 0.001 "k" 1e3 "K" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
 {{- if or (not $number) (not (hasKey $units $unit)) -}}

@@ -45,7 +45,11 @@ pub(super) fn the_real_tools_take_it(stage: &Stage) -> Result<()> {
     ensure!(!refused.status.success(), "the schema lets a mode pass that is none");
     let refused = Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(["--set", "grpc.enabled=true"]).output()?;
     ensure!(!refused.status.success(), "the schema lets gRPC be served without a certificate");
-    let refused = Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(["--set", "serviceMonitor.enabled=true,metrics.enabled=false"]).output()?;
+    let refused = Command::new(&helm)
+        .args(["template", "sekisho"])
+        .arg(&chart)
+        .args(["--set", "serviceMonitor.enabled=true,metrics.enabled=false"])
+        .output()?;
     ensure!(!refused.status.success(), "the schema lets a ServiceMonitor go without the metrics that it is for");
     // Its definition is the Prometheus operator's, which is not here.
     let monitor = ["--set", "serviceMonitor.enabled=true,serviceMonitor.labels.release=r"];

@@ -12,7 +12,10 @@ const RENDERED: [(&[&str], &[&str]); 8] = [
     (&["imagePullSecrets[0].name=registry"], &["imagePullSecrets:\n        - name: registry"]),
     (&["extraEnv[0].name=HTTPS_PROXY,extraEnv[0].value=http://p"], &["- name: HTTPS_PROXY\n              value: http://p"]),
     (
-        &["extraVolumes[0].name=ca,extraVolumes[0].emptyDir.sizeLimit=1Mi", "extraVolumeMounts[0].name=ca,extraVolumeMounts[0].mountPath=/ca"],
+        &[
+            "extraVolumes[0].name=ca,extraVolumes[0].emptyDir.sizeLimit=1Mi",
+            "extraVolumeMounts[0].name=ca,extraVolumeMounts[0].mountPath=/ca",
+        ],
         &["- mountPath: /ca\n              name: ca", "- emptyDir:\n            sizeLimit: 1Mi\n          name: ca"],
     ),
     (&["podSecurityContext.fsGroup=7"], &["securityContext:\n        fsGroup: 7\n        seccompProfile:\n          type: RuntimeDefault"]),
@@ -68,7 +71,8 @@ pub(super) fn check(helm: &Path) -> Result<()> {
             ensure!(text.contains(wanted), "{values:?} does not make\n{wanted}\nbut\n{text}");
         }
     }
-    let everywhere = rendered(helm, &["commonLabels.team=net", "metrics.service=true,networkPolicy.enabled=true,prometheusRule.enabled=true"])?;
+    let everywhere =
+        rendered(helm, &["commonLabels.team=net", "metrics.service=true,networkPolicy.enabled=true,prometheusRule.enabled=true"])?;
     let objects = everywhere.split("\n---\n").filter(|object| object.contains("kind:"));
     for object in objects {
         ensure!(object.contains("\n    team: net"), "no common label on\n{object}");

@@ -43,9 +43,7 @@ pub(super) fn tally(out: &mut DescriptorEncoder<'_>, tally: &Tally) -> fmt::Resu
     counters(out, "denials", "Flows that are denied (verdict denied) or would be (verdict audit)", samples(denials, |n| n))?;
     counters(out, "traffic_packets", "Packets that pods of a namespace sent and received", samples(traffic, |volume| volume.packets))?;
     counters(out, "traffic_bytes", "Bytes of these packets, IP headers included", samples(traffic, |volume| volume.bytes))?;
-    let opened = alerts.iter().map(|((rule, severity), n)| {
-        (vec![("rule", rule.clone()), ("severity", severity.clone())], float(*n))
-    });
+    let opened = alerts.iter().map(|((rule, severity), n)| (vec![("rule", rule.clone()), ("severity", severity.clone())], float(*n)));
     counters(out, "alerts", "Alerts opened", opened.collect())?;
     counters(out, "namespace_alerts", "Alerts opened, by the namespace that caused them", samples(alerts_by_namespace, |n| n))?;
     let overflow = [
@@ -60,11 +58,7 @@ pub(super) fn tally(out: &mut DescriptorEncoder<'_>, tally: &Tally) -> fmt::Resu
 }
 
 /// What became of records on their way out. Streams to clients come and go: together they are one sink.
-pub(super) fn sinks(
-    out: &mut DescriptorEncoder<'_>,
-    sinks: &BTreeMap<String, SinkTotals>,
-    status: &proto::StatusResponse,
-) -> fmt::Result {
+pub(super) fn sinks(out: &mut DescriptorEncoder<'_>, sinks: &BTreeMap<String, SinkTotals>, status: &proto::StatusResponse) -> fmt::Result {
     let each = |value: fn(&SinkTotals) -> u64| -> Vec<Sample> {
         sinks.iter().map(|(name, totals)| (vec![("sink", name.clone())], float(value(totals)))).collect()
     };

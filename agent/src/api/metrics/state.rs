@@ -28,8 +28,7 @@ const TABLES: [(&str, &str); 13] = [
 pub(super) fn agent(out: &mut DescriptorEncoder<'_>, status: &proto::StatusResponse) -> fmt::Result {
     let build = vec![("version", status.version.clone()), ("commit", status.commit.clone())];
     gauges(out, "build_info", "Which build runs here, as labels", vec![(build, 1.0)])?;
-    let node =
-        vec![("kernel", status.kernel.clone()), ("layout", status.layout.clone()), ("tc_backend", status.tc_backend.clone())];
+    let node = vec![("kernel", status.kernel.clone()), ("layout", status.layout.clone()), ("tc_backend", status.tc_backend.clone())];
     gauges(out, "node_info", "The node's kernel and how the agent uses it, as labels", vec![(node, 1.0)])?;
     gauges(out, "ready", "1 = every local pod is covered and the policy is in force", plain(u8::from(status.ready)))?;
     let mode = |name: &'static str| (vec![("mode", name.to_owned())], f64::from(u8::from(status.mode == name)));

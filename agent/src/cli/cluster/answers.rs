@@ -4,7 +4,9 @@ use std::future::Future;
 use std::io::Write as _;
 
 use futures_util::future::join_all;
-use sekisho_proto::{Decision, ExplainRequest, ExplainResponse, GetModeRequest, ModeResponse, SetModeRequest, StatusRequest, StatusResponse, Verdict};
+use sekisho_proto::{
+    Decision, ExplainRequest, ExplainResponse, GetModeRequest, ModeResponse, SetModeRequest, StatusRequest, StatusResponse, Verdict,
+};
 use tokio::sync::Semaphore;
 use tonic::{Response, Status};
 
