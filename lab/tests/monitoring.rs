@@ -1,5 +1,5 @@
 //! What deploy/monitoring asks Prometheus for exists: every metric and every label value that the dashboard and the alert rules
-//! name is on the page that a real agent serves. Needs root.
+//! name is on the page that a real agent serves; what happens is counted there, and the log names objects in fields. Needs root.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use sekisho_lab::{Agent, Lab, PodSpec, until};
-use serde_json::Value;
+use sekisho_lab::{Agent, Lab, PodSpec, app, until};
+use serde_json::{Value, json};
 
 const PORT: u16 = 9462;
 
@@ -38,6 +38,94 @@ fn dashboard_and_alerts_name_what_there_is() -> Result<()> {
     }
     println!("{} metrics are asked for by {} expressions", asked.len(), questions.len());
     Ok(())
+}
+
+/// The value of one series; zero where it is not there.
+fn value(page: &str, series: &str) -> f64 {
+    page.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok()).unwrap_or(0.0)
+}
+
+#[test]
+fn flows_denials_and_alerts_are_counted_by_name() -> Result<()> {
+    let lab = Lab::new("monitoring-counts")?;
+    let [server, client, stranger] = lab.pods("shop", ["server", "client", "stranger"])?;
+    lab.admit("shop", "server", &json!([{"from": [app("client")], "ports": [{"port": 80}]}]))?;
+    let _serving = server.serve("tcp", 80)?;
+    let agent = Agent::start(&lab, &["--metrics", &format!("127.0.0.1:{PORT}"), "--first-update", "200ms"])?;
+    for v6 in [false, true] {
+        ensure!(client.reaches("tcp", server.address(v6), 80)?, "the client is admitted");
+        ensure!(!stranger.reaches("tcp", server.address(v6), 80)?, "the stranger is not");
+    }
+    let allowed = r#"sekisho_policy_flows_total{namespace="shop",policy="server",direction="ingress",rule="ingress[0]",verdict="allowed"}"#;
+    let denied = r#"sekisho_policy_flows_total{namespace="shop",policy="server",direction="ingress",rule="none",verdict="denied"}"#;
+    let denials = r#"sekisho_denials_total{namespace="shop",direction="ingress",reason="default_deny",verdict="denied"}"#;
+    let flows = r#"sekisho_flows_total{namespace="shop",direction="egress",verdict="allowed"}"#;
+    let sent = r#"sekisho_traffic_bytes_total{namespace="shop",direction="sent"}"#;
+    let mut page = String::new();
+    until(Duration::from_secs(10), "flows are counted by policy, rule and verdict", || {
+        page = get(&lab, "/metrics")?;
+        // A refused attempt may be tried again from another port.
+        Ok(value(&page, allowed) == 2.0 && value(&page, denied) >= 2.0 && value(&page, denials) >= 2.0 && value(&page, flows) >= 4.0)
+    })
+    .with_context(|| page.clone())?;
+    ensure!(value(&page, "sekisho_packets_dropped_total") >= 2.0, "{page}");
+    until(Duration::from_secs(10), "traffic is counted", || Ok(value(&get(&lab, "/metrics")?, sent) > 100.0))
+        .with_context(|| page.clone())?;
+    // A series of every rule and severity is there before the first alert, or Prometheus would not see it grow.
+    let high = r#"sekisho_alerts_total{rule="scan.vertical",severity="high"}"#;
+    ensure!(page.contains(&format!("{high} 0")), "{page}");
+    stranger.tool(&["sweep", &server.v4().to_string(), "5400-5499"])?;
+    let all = r#"sekisho_alerts_total{rule="scan.vertical",severity=""#;
+    until(Duration::from_secs(10), "the scan is counted", || {
+        page = get(&lab, "/metrics")?;
+        let alerts = page.lines().filter_map(|line| line.strip_prefix(all)?.split_once(' ')?.1.parse::<f64>().ok()).sum::<f64>();
+        Ok(alerts >= 1.0 && value(&page, r#"sekisho_namespace_alerts_total{namespace="shop",rule="scan.vertical"}"#) >= 1.0)
+    })
+    .with_context(|| format!("{page}\n{}", agent.log()))
+}
+
+#[test]
+fn the_kernels_part_is_served_on_request_only() -> Result<()> {
+    let lab = Lab::new("monitoring-detail")?;
+    let _agent = Agent::start(&lab, &["--metrics", &format!("127.0.0.1:{PORT}")])?;
+    let (page, detailed) = (get(&lab, "/metrics")?, get(&lab, "/metrics?detail=kernel")?);
+    for inside in ["sekisho_kernel_total{counter=\"exempt\"}", "sekisho_map_entries{map=\"OWNED\"}"] {
+        ensure!(detailed.contains(inside) && !page.contains(inside), "{inside}:\n{page}");
+    }
+    let build = page.lines().find(|line| line.starts_with("sekisho_build_info{")).context("the build is named")?;
+    ensure!(build.contains("version=\"") && build.contains("commit=\"") && build.ends_with(" 1"), "{build}");
+    Ok(())
+}
+
+#[test]
+fn the_log_names_objects_in_fields() -> Result<()> {
+    let lab = Lab::new("monitoring-log")?;
+    let server = lab.pod(PodSpec::new("shop", "server"))?;
+    let agent = Agent::start(&lab, &["--log-format", "json"])?;
+    let lines = || agent.log().lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).collect::<Vec<_>>();
+    let found = |what: &str, wanted: &dyn Fn(&Value) -> bool| {
+        until(Duration::from_secs(5), what, || Ok(lines().iter().any(wanted))).with_context(|| agent.log())
+    };
+    found("a pod that is found", &|line| {
+        line["namespace"] == "shop" && line["pod"] == "server" && line["uid"] == server.uid() && line["message"] == "a pod is found"
+    })?;
+    lab.write_manifest("broken.yaml", "kind: NetworkPolicy\n")?;
+    found("a manifest that is refused", &|line| {
+        line["file"] == "broken.yaml"
+            && line["level"] == "ERROR"
+            && line["error"].as_str().is_some_and(|error| error.contains("broken.yaml"))
+    })?;
+    // A warning of the compiler: two pods with one address.
+    let twin = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": "shop", "name": "twin", "uid": "twin-1"},
+        "spec": {"nodeName": "elsewhere", "containers": []},
+        "status": {"phase": "Running", "podIPs": [{"ip": server.v4().to_string()}]},
+    });
+    lab.write_manifest("twin.json", &twin.to_string())?;
+    found("a warning of the policy compiler", &|line| {
+        line["level"] == "WARN" && line["reason"] == "AddressTaken" && line["namespace"] == "shop" && line["pod"].is_string()
+    })
 }
 
 fn get(lab: &Lab, path: &str) -> Result<String> {

@@ -18,6 +18,7 @@ mod v1 {
 mod explain;
 pub mod json;
 mod name;
+pub mod schema;
 mod time;
 
 pub use json::{to_json, to_json_line, write_json};

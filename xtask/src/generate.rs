@@ -1,5 +1,8 @@
-//! `cargo xtask gen`: files in the tree that are made from others. Today one: the plain manifests, which are the
-//! chart rendered with its defaults, for those who do not use Helm.
+//! `cargo xtask gen`: files in the tree that are made from others. The plain manifests are the chart rendered with its
+//! defaults, for those who do not use Helm; the JSON Schemas are made from the protocol; the chart's copy of the alert rules
+//! is the one of `deploy/monitoring`.
+
+mod chart;
 
 use std::fs;
 use std::process::Command;
@@ -7,9 +10,13 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::cluster::ensure_helm;
-use crate::workspace::{output, root, say};
+use crate::workspace::{cargo, output, root, say, step};
 
 const TARGET: &str = "deploy/kubernetes/sekisho.yaml";
+/// `proto/tests/schemas.rs` fails where they are not what would be written.
+const SCHEMAS: &str = "docs/schemas";
+/// The alert rules, and where the chart has them: Helm reads no file outside a chart.
+const RULES: [&str; 2] = ["deploy/monitoring/alerts.yaml", "deploy/helm/files/alerts.yaml"];
 
 /// What stands before the rendered chart. The namespace says what an agent is allowed, as the Pod Security
 /// standards want it.
@@ -28,19 +35,36 @@ metadata:
 
 /// Writes them.
 pub(crate) fn run() -> Result<()> {
-    let file = root().join(TARGET);
-    fs::write(&file, manifests()?).with_context(|| format!("cannot write {TARGET}"))?;
-    say(&format!("wrote {TARGET}"));
+    write(RULES[1], &rules()?)?;
+    write(TARGET, &manifests()?)?;
+    fs::create_dir_all(root().join(SCHEMAS)).with_context(|| format!("cannot make {SCHEMAS}"))?;
+    let schemas = root().join(SCHEMAS);
+    step("write the JSON Schemas", cargo().args(["run", "--quiet", "--package", "sekisho-proto", "--example", "schemas"]).arg(schemas))
+}
+
+fn write(name: &str, text: &str) -> Result<()> {
+    let file = root().join(name);
+    file.parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| fs::write(&file, text))
+        .with_context(|| format!("cannot write {name}"))?;
+    say(&format!("wrote {name}"));
     Ok(())
 }
 
-/// Fails if they are not what would be written now.
+/// Fails if what can be made here is not what would be written now.
 pub(crate) fn check() -> Result<()> {
     say("plain manifests");
-    if fs::read_to_string(root().join(TARGET)).ok() != Some(manifests()?) {
-        bail!("{TARGET} is not what deploy/helm renders: run `cargo xtask gen`");
+    for (name, wanted) in [(RULES[1], rules()?), (TARGET, manifests()?)] {
+        if fs::read_to_string(root().join(name)).ok().as_ref() != Some(&wanted) {
+            bail!("{name} is not what it is made from: run `cargo xtask gen`");
+        }
     }
-    Ok(())
+    chart::check(&ensure_helm()?)
+}
+
+fn rules() -> Result<String> {
+    fs::read_to_string(root().join(RULES[0])).with_context(|| format!("cannot read {}", RULES[0]))
 }
 
 /// The chart as an operator gets it: checked, and rendered.

@@ -76,7 +76,7 @@ pub(crate) fn build(platforms: &[Platform]) -> Result<PathBuf> {
     let mut archive = Archive::new();
     archive.add(NAME, &images);
     let file = target_dir().join("sekisho-image.tar");
-    fs::write(&file, archive.finish()).with_context(|| format!("cannot write {}", file.display()))?;
+    fs::write(&file, archive.finish()?).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(file)
 }
 

@@ -40,8 +40,10 @@ pub trait Agent: Send + Sync + 'static {
     fn status(&self) -> Result<proto::StatusResponse, Refusal>;
     /// What would be decided, at both ends, and why.
     fn explain(&self, request: &proto::ExplainRequest) -> Result<proto::ExplainResponse, Refusal>;
-    /// The mode in force; sets it first where one is given.
-    fn mode(&self, set: Option<&str>) -> Result<proto::ModeResponse, Refusal>;
+    /// The mode in force.
+    fn mode(&self) -> Result<proto::ModeResponse, Refusal>;
+    /// Sets the mode.
+    fn set_mode(&self, mode: &str) -> Result<proto::ModeResponse, Refusal>;
     /// Every record of this run.
     fn book(&self) -> Arc<Book>;
     /// What every record of this run begins with.

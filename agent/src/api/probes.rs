@@ -1,6 +1,6 @@
 //! What a kubelet and Prometheus ask: `/healthz`, `/readyz` and `/metrics` over plain HTTP.
 //!
-//! It says numbers about the node and no name of a pod, and takes no orders, so it may listen on any address. Whoever reaches that
+//! It says numbers about the node, its namespaces and policies and no name of a pod, and takes no orders, so it may listen on any address. Whoever reaches that
 //! address may ask as often as they like: that costs neither descriptors, for connections wait in the kernel until there is a place,
 //! nor the thread that judges, which is asked for its status at most once in a while on behalf of all.
 
@@ -97,11 +97,11 @@ async fn answer(mut stream: TcpStream, answers: &Answers) -> io::Result<()> {
     let line = String::from_utf8_lossy(request.split(|b| *b == b'\r').next().unwrap_or_default()).into_owned();
     let mut words = line.split(' ');
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let path = path.split('?').next().unwrap_or_default();
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let format = metrics::Format::accepted(&header(&request, "accept"));
     tokio::time::timeout(ANSWER, async {
         let (status, kind, body) = match method {
-            "GET" | "HEAD" => answers.say(path, format).await,
+            "GET" | "HEAD" => answers.say(path, query, format).await,
             _ => ("405 Method Not Allowed", TEXT, "GET or HEAD\n".to_owned()),
         };
         let head = format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
@@ -133,10 +133,10 @@ struct Answers {
 }
 
 impl Answers {
-    async fn say(&self, path: &str, format: metrics::Format) -> Answer {
+    async fn say(&self, path: &str, query: &str, format: metrics::Format) -> Answer {
         match path {
             // Alive: the thread that judges answers.
-            "/healthz" | "/livez" => match self.ask(|agent| agent.mode(None)).await {
+            "/healthz" | "/livez" => match self.ask(Agent::mode).await {
                 Ok(_) => ("200 OK", TEXT, "ok\n".to_owned()),
                 Err(e) => failed(&e.to_string()),
             },
@@ -147,7 +147,11 @@ impl Answers {
                 Err(e) => failed(&e.to_string()),
             },
             "/metrics" => match self.status().await {
-                Ok(status) => ("200 OK", format.content_type(), metrics::page(status, format)),
+                Ok(status) => {
+                    let book = self.agent.book();
+                    let (tally, sinks, kernel) = (book.tally(), book.sinks(), metrics::wants_kernel(query));
+                    ("200 OK", format.content_type(), metrics::page(metrics::Moment { status, tally, sinks, kernel }, format))
+                }
                 Err(e) => failed(&e.to_string()),
             },
             _ => ("404 Not Found", TEXT, "/metrics, /healthz or /readyz\n".to_owned()),

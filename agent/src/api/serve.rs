@@ -79,16 +79,25 @@ pub async fn serve(mut listeners: Listeners, agent: Arc<dyn Agent>, stopped: wat
 
 fn router(agent: &Arc<dyn Agent>, reach: Reach, reporter: HealthReporter) -> Result<Router, ServeError> {
     let health = tonic_health::pb::health_server::HealthServer::new(tonic_health::server::HealthService::from_health_reporter(reporter));
-    let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
-    let reflection_alpha = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    let reflection = || {
+        // All that is served, under both versions of reflection.
+        let described = [
+            DESCRIPTORS,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+        ];
+        let builder = tonic_reflection::server::Builder::configure().include_reflection_service(false);
+        described.into_iter().fold(builder, tonic_reflection::server::Builder::register_encoded_file_descriptor_set)
+    };
     let tried = (reach == Reach::Certified).then_some(TRIED);
     Ok(Server::builder()
         .http2_keepalive_interval(tried)
         .http2_keepalive_timeout(Some(AWAITED))
         .add_service(SekishoServer::new(Service::new(Arc::clone(agent), reach)))
         .add_service(health)
-        .add_service(reflection.build_v1()?)
-        .add_service(reflection_alpha.build_v1alpha()?))
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?))
 }
 
 async fn stop(mut stopped: watch::Receiver<bool>) {

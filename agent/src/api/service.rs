@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use prost_types::Timestamp;
 use sekisho_proto::sekisho_server::Sekisho;
 use sekisho_proto::{
-    AlertsRequest, ExplainRequest, ExplainResponse, FlowsRequest, ModeRequest, ModeResponse, Record, StatusRequest, StatusResponse,
-    to_nanoseconds,
+    AlertsRequest, ExplainRequest, ExplainResponse, FlowsRequest, GetModeRequest, ModeResponse, Record, SetModeRequest, StatusRequest,
+    StatusResponse, to_nanoseconds,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -49,6 +49,15 @@ struct Span {
 }
 
 impl Span {
+    /// A request that asks for nothing of the past and nothing of what comes would be answered with an empty stream, which looks
+    /// like a node without traffic.
+    fn checked(self, fields: &str) -> Result<Self, Status> {
+        if self.last.is_none() && !self.all && self.since.is_none() && !self.follow {
+            return Err(Status::invalid_argument(format!("nothing is asked for: set one of {fields}")));
+        }
+        Ok(self)
+    }
+
     fn start(self) -> Start {
         let since = self.since.as_ref().map(to_nanoseconds);
         match (self.all, self.last, since) {
@@ -117,12 +126,14 @@ impl Sekisho for Service {
         let filter = request.filter.unwrap_or_default();
         let selection = Selection::new(&filter).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let span = Span { last: request.last, all: request.all, since: request.since, follow: request.follow };
+        let span = span.checked("last, all, since and follow")?;
         Ok(Response::new(self.stream(selection, span, false)))
     }
 
     async fn alerts(&self, request: Request<AlertsRequest>) -> Result<Response<Self::AlertsStream>, Status> {
         let request = request.into_inner();
         let span = Span { last: request.last, all: request.all, since: None, follow: request.follow };
+        let span = span.checked("last, all and follow")?;
         Ok(Response::new(self.stream(Selection::alerts(), span, true)))
     }
 
@@ -132,14 +143,42 @@ impl Sekisho for Service {
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
         let request = request.into_inner();
+        check_question(&request)?;
         self.ask(move |agent| agent.explain(&request)).await
     }
 
-    async fn mode(&self, request: Request<ModeRequest>) -> Result<Response<ModeResponse>, Status> {
-        let mode = request.into_inner().mode;
-        if mode.is_some() && self.reach != Reach::Local {
+    async fn get_mode(&self, _: Request<GetModeRequest>) -> Result<Response<ModeResponse>, Status> {
+        self.ask(Agent::mode).await
+    }
+
+    async fn set_mode(&self, request: Request<SetModeRequest>) -> Result<Response<ModeResponse>, Status> {
+        if self.reach != Reach::Local {
             return Err(Status::permission_denied("the mode is set only over the agent's Unix socket"));
         }
-        self.ask(move |agent| agent.mode(mode.as_deref())).await
+        let mode = request.into_inner().mode;
+        if mode.is_empty() {
+            return Err(Status::invalid_argument("mode is missing: observe, audit or enforce"));
+        }
+        self.ask(move |agent| agent.set_mode(&mode)).await
     }
+}
+
+/// Fails with the names of all fields that are missing.
+fn check_question(request: &ExplainRequest) -> Result<(), Status> {
+    let protocol = request.protocol.to_ascii_uppercase();
+    // What is neither a name nor a number is refused by whoever reads it, with what may be said instead.
+    let number = match protocol.as_str() {
+        "" | "TCP" | "UDP" | "SCTP" => Some(6),
+        other => other.parse().ok(),
+    };
+    let port = request.port == 0 && number.is_some_and(flow::has_ports);
+    let missing: Vec<&str> = [
+        (request.from.is_empty(), "from (NAMESPACE/POD or an address)"),
+        (request.to.is_empty(), "to (NAMESPACE/POD or an address)"),
+        (port, "port (1 to 65535; protocols without ports, such as ICMP, need none)"),
+    ]
+    .into_iter()
+    .filter_map(|(missing, field)| missing.then_some(field))
+    .collect();
+    if missing.is_empty() { Ok(()) } else { Err(Status::invalid_argument(format!("missing: {}", missing.join(", ")))) }
 }

@@ -100,7 +100,7 @@ impl Tls {
                     info!(certificate = %self.files.certificate.display(), "the certificate was read again");
                 }
                 Err(error) => {
-                    warn!("{error}; the former one stays in use");
+                    warn!(%error, "the certificate cannot be read again; the former one stays in use");
                     current.refused = Some(now);
                 }
             }

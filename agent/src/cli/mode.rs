@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use sekisho_proto::{ModeRequest, ModeResponse};
+use sekisho_proto::{GetModeRequest, ModeResponse, SetModeRequest};
 
 use super::args::{Mode, PIN_DIR};
 use super::cluster::{self, ClusterArgs, Target};
@@ -65,6 +65,9 @@ pub(super) fn run(target: Target<'_>, args: &ModeArgs, machine: &dyn Machine) ->
 
 async fn ask(socket: &Path, mode: Option<Mode>) -> Result<ModeResponse, Failure> {
     let mut client = client::connect(socket).await?;
-    let request = ModeRequest { mode: mode.map(|mode| mode.name().to_owned()) };
-    client.mode(request).await.map(tonic::Response::into_inner).map_err(|status| client::refused(&status))
+    let answer = match mode {
+        Some(mode) => client.set_mode(SetModeRequest { mode: mode.name().to_owned() }).await,
+        None => client.get_mode(GetModeRequest {}).await,
+    };
+    answer.map(tonic::Response::into_inner).map_err(|status| client::refused(&status))
 }

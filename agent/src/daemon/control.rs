@@ -97,14 +97,14 @@ impl Agent for Control {
         self.ask(|answer| Command::Explain(request.clone(), answer))?
     }
 
-    fn mode(&self, set: Option<&str>) -> Result<proto::ModeResponse, Refusal> {
-        let number = |name: &str| {
-            (mode::OBSERVE..=mode::ENFORCE)
-                .find(|n| mode::name(*n) == Some(name))
-                .ok_or_else(|| Refusal::Invalid(format!("{name} is no mode: observe, audit or enforce")))
-        };
-        let set = set.map(number).transpose()?;
-        self.ask(|answer| Command::Mode(set, answer))?
+    fn mode(&self) -> Result<proto::ModeResponse, Refusal> {
+        self.ask(|answer| Command::Mode(None, answer))?
+    }
+
+    fn set_mode(&self, mode: &str) -> Result<proto::ModeResponse, Refusal> {
+        let number = (mode::OBSERVE..=mode::ENFORCE).find(|n| mode::name(*n) == Some(mode));
+        let number = number.ok_or_else(|| Refusal::Invalid(format!("{mode} is no mode: observe, audit or enforce")))?;
+        self.ask(|answer| Command::Mode(Some(number), answer))?
     }
 
     fn book(&self) -> Arc<Book> {

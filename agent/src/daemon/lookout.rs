@@ -24,12 +24,12 @@ pub(super) fn start(commands: Sender<Command>) {
                     Ok(true) if commands.send(Command::Look).is_ok() => thread::sleep(PAUSE),
                     // The pump has ended.
                     Ok(true) => return,
-                    Err(e) => return warn!("pods are looked for now and then only: {e}"),
+                    Err(e) => return warn!(error = %e, "pods are looked for now and then only"),
                 }
             }
         })
     });
     if let Err(e) = watching {
-        warn!("pods are looked for now and then only: {e}");
+        warn!(error = %e, "pods are looked for now and then only");
     }
 }

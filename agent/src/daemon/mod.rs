@@ -125,7 +125,7 @@ fn run(args: &AgentArgs) -> Result<(), Failure> {
         };
         stop.send_replace(true);
         if let Ok(Err(e)) = serving.await {
-            warn!("{e}");
+            warn!(error = %e, "serving gRPC has ended with an error");
         }
         ended
     });

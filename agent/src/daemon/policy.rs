@@ -69,14 +69,15 @@ impl Pump {
     fn reconcile(&mut self, former: Vec<Arc<Pod>>) -> Look {
         let look = self.datapath.reconcile(&self.local);
         for change in &look.changes {
-            let pod = self.pod_text(&change.uid);
+            let (namespace, pod) = self.pod_name(&change.uid);
+            let uid = &*change.uid;
             match change.kind {
                 ChangeKind::Gone => {
-                    info!("{pod}: gone");
+                    info!(namespace, pod, uid, "a pod is gone");
                     self.engine.on_endpoint_gone(change.number);
                 }
-                ChangeKind::Found => info!("{pod}: found"),
-                ChangeKind::Changed => info!("{pod}: changed"),
+                ChangeKind::Found => info!(namespace, pod, uid, "a pod is found"),
+                ChangeKind::Changed => info!(namespace, pod, uid, "a pod is changed"),
             }
         }
         self.keep_lingering(former);
@@ -130,7 +131,7 @@ impl Pump {
                 self.retry = Some(Instant::now() + RETRY);
                 let why = e.to_string();
                 if self.refused.as_ref() != Some(&why) {
-                    error!("{why}");
+                    error!(error = %why, "the policy is not in force; the one before it stays");
                     self.notice_refused(&why);
                     self.tell_policy("refused", Some(why.clone()));
                 }
@@ -150,7 +151,9 @@ impl Pump {
     fn warn_anew(&self, compiled: &Compiled) {
         let before = self.compiled.as_ref().map_or(&[][..], |c| &c.warnings);
         for warning in compiled.warnings.iter().filter(|w| !before.contains(w)) {
-            warn!("{}", warning.text);
+            let about = &warning.about;
+            let [pod, policy, service] = ["Pod", "NetworkPolicy", "Service"].map(|kind| about.name_of(kind));
+            warn!(namespace = about.namespace(), pod, policy, service, reason = warning.reason, "{}", warning.text);
             self.notice_warning(warning);
         }
     }
@@ -186,7 +189,7 @@ impl Pump {
         match self.datapath.notice_mode() {
             Ok(None) => {}
             Ok(Some(epoch)) => self.mode_is_set(epoch),
-            Err(e) => error!("the mode cannot be read: {e}"),
+            Err(error) => error!(%error, "the mode cannot be read"),
         }
     }
 

@@ -21,7 +21,7 @@ use super::timers::{BEAT, Timers};
 use super::translate::Translator;
 use crate::cli::{AgentArgs, Exit, Failure, Mode, Origin, TcBackend};
 use crate::datapath::{self, Coverage, Datapath, Options};
-use crate::detect::Detector;
+use crate::detect::{self, Detector};
 use crate::flow::{Body, Book, BootSeed, Context, Directory, Engine, Header, Journal, KernelTally, Ledger, Now, RunState, Settings};
 use crate::inventory::{Pod, Snapshot, Source, files, kube};
 use crate::policy::{Compiled, Compiler, Instances as _};
@@ -111,7 +111,7 @@ impl Pump {
         let boot = boot_id();
         let place = keeper::place(args.state_dir.as_deref(), &args.socket);
         let kept = keeper::read(&place, &args.node_name);
-        let book = Arc::new(Book::new(args.history as usize));
+        let book = open_book(args);
         let mut detector = Detector::new(&args.node_name, now.wall_ns);
         if let Some(kept) = kept {
             book.remember(kept.past());
@@ -158,7 +158,7 @@ impl Pump {
             started_ns: now.wall_ns,
             known: HashMap::new(),
             translator: Translator::start()
-                .map_err(|e| warn!("connection tracking cannot be asked, records do not say what stands behind Services: {e}"))
+                .map_err(|e| warn!(error = %e, "connection tracking cannot be asked, records do not say what stands behind Services"))
                 .ok(),
             events: Vec::with_capacity(4096),
             keeper: Keeper::start(place).map_err(|e| warn!("alerts are not kept for the next run: {e}")).ok(),
@@ -338,7 +338,9 @@ impl Pump {
         let check = self.datapath.check();
         let changed = !check.events.is_empty();
         for event in check.events {
-            warn!(interface = event.interface.as_deref(), "{}: {}", self.pod_text(&event.uid), event.message);
+            let (namespace, pod) = self.pod_name(&event.uid);
+            let (interface, uid) = (event.interface.as_deref(), &*event.uid);
+            warn!(namespace, pod, uid, interface, event = event.event, "{}", event.message);
             let coverage = proto::Coverage {
                 event: event.event.to_owned(),
                 pod: self.here(&event.uid).map(|p| super::status::pod(p)),
@@ -356,9 +358,9 @@ impl Pump {
         check.through
     }
 
-    /// The pod by name where it is known.
-    pub(super) fn pod_text(&self, uid: &str) -> String {
-        self.here(uid).map_or_else(|| format!("pod {uid}"), |p| format!("{}/{}", p.namespace, p.name))
+    /// Namespace and name of a pod, where it is known.
+    pub(super) fn pod_name(&self, uid: &str) -> (Option<&str>, Option<&str>) {
+        self.here(uid).map(|p| (&*p.namespace, &*p.name)).unzip()
     }
 
     pub(super) fn tell_ready(&self) {
@@ -424,7 +426,7 @@ impl Pump {
         let detach = self.args.detach_on_exit;
         let left = self.datapath.leave(detach);
         if let Err(e) = &left {
-            error!("{e}");
+            error!(error = %e, "the data path could not be left in order");
         }
         info!("{}", if detach { "ended; nothing is enforced any more" } else { "ended; enforcement stays in place" });
         left.map_err(|e| Failure::new(Exit::CannotRun, e))
@@ -437,6 +439,13 @@ fn check_source(args: &AgentArgs) -> Result<(), Failure> {
         Some(Origin::Folder(folder)) => files::Source::check(&folder).map_err(|e| Failure::new(Exit::CannotRun, e)),
         Some(Origin::Cluster(_)) | None => Ok(()),
     }
+}
+
+/// An empty book that knows every kind of alert.
+fn open_book(args: &AgentArgs) -> Arc<Book> {
+    let book = Book::new(args.history as usize);
+    book.expect_alerts(detect::rules());
+    Arc::new(book)
 }
 
 /// The source that the arguments name.

@@ -106,7 +106,7 @@ impl Datapath {
         entry.since_ns = endpoint.since_ns;
         // No new epoch: it changes no verdict.
         if let Err(error) = self.maps.endpoints.put(&endpoint.info.number, entry) {
-            tracing::warn!(%error, "an endpoint could not be written");
+            tracing::warn!(uid = %endpoint.info.uid, %error, "an endpoint could not be written");
         }
     }
 

@@ -25,7 +25,11 @@ impl Datapath {
             {
                 endpoint.info.sources.clone_from(&pod.allow_sources);
                 if pod.allow_sources.len() > SOURCES {
-                    tracing::warn!(pod = %pod.name, "sekisho.dev/allow-sources: only the first {SOURCES} networks are in force");
+                    tracing::warn!(
+                        namespace = &*pod.namespace,
+                        pod = &*pod.name,
+                        "sekisho.dev/allow-sources: only the first {SOURCES} networks are in force"
+                    );
                 }
             }
         }

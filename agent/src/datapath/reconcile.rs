@@ -343,7 +343,7 @@ impl Datapath {
                 Err(error) => {
                     let message = format!("attaching failed: {error}");
                     if endpoint.info.message.as_deref() != Some(&message) {
-                        tracing::warn!(pod_uid = %uid, %error, "an endpoint could not be attached");
+                        tracing::warn!(uid = %uid, %error, "an endpoint could not be attached");
                     }
                     endpoint.info.message = Some(message);
                 }

@@ -26,6 +26,11 @@ pub use contact::{Contact, Outcome, Party};
 pub use engine::Detector;
 pub use state::State;
 
+/// Name of every kind of alert.
+pub fn rules() -> impl Iterator<Item = &'static str> {
+    kinds::KINDS.iter().map(|kind| kind.name)
+}
+
 #[cfg(test)]
 mod client_tests;
 #[cfg(test)]

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::project::Header;
 use super::record::{Body, Record};
+use super::tally::Tally;
 
 /// How many records the ring holds unless told otherwise.
 pub const DEFAULT_CAPACITY: usize = 65_536;
@@ -57,9 +58,39 @@ pub struct Line {
     pub queued: u64,
 }
 
+/// What all readers of one kind have come to since the book was opened, those that have ended included: it never falls.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SinkTotals {
+    /// Records that they were due.
+    pub made: u64,
+    /// Handed over.
+    pub delivered: u64,
+    /// Not wanted by their filters.
+    pub filtered: u64,
+    /// Lost, by cause.
+    pub lost: BTreeMap<&'static str, u64>,
+}
+
+impl SinkTotals {
+    fn add(&mut self, line: &Line) {
+        self.made += line.made;
+        self.delivered += line.delivered;
+        self.filtered += line.filtered;
+        for (cause, n) in &line.lost {
+            *self.lost.entry(cause).or_default() += n;
+        }
+    }
+}
+
+/// A reader's kind: its name without its number.
+fn kind(name: &str) -> &str {
+    name.split(':').next().unwrap_or_default()
+}
+
 /// The book. Shared; everything in it takes `&self`.
 pub struct Book {
     ring: Mutex<Ring>,
+    tally: Mutex<Tally>,
     /// For readers on threads.
     grown: Condvar,
     /// For readers on tokio: the next sequence number, or [`CLOSED`].
@@ -93,6 +124,8 @@ struct Ring {
     /// The newest alerts, and how many there were.
     alerts: VecDeque<Record>,
     alerts_made: u64,
+    /// What readers that have ended came to, by kind.
+    ended: BTreeMap<String, SinkTotals>,
 }
 
 impl Ring {
@@ -132,8 +165,10 @@ impl Book {
             readers: Vec::new(),
             alerts: VecDeque::new(),
             alerts_made: 0,
+            ended: BTreeMap::new(),
         };
-        Self { ring: Mutex::new(ring), grown: Condvar::new(), head: watch::Sender::new(1), past: OnceLock::new() }
+        let (ring, tally, head) = (Mutex::new(ring), Mutex::default(), watch::Sender::new(1));
+        Self { ring, tally, grown: Condvar::new(), head, past: OnceLock::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Ring> {
@@ -144,6 +179,10 @@ impl Book {
     pub fn append(&self, time_ns: u64, bodies: &mut Vec<Body>) -> u64 {
         if bodies.is_empty() {
             return self.last_seq();
+        }
+        {
+            let mut tally = lock(&self.tally);
+            bodies.iter().for_each(|body| tally.count(body));
         }
         // What leaves the ring is freed after the lock is given back.
         let mut leaving = Vec::new();
@@ -282,10 +321,31 @@ impl Book {
         let readers: Vec<_> = ring.readers.iter().filter_map(Weak::upgrade).collect();
         readers.iter().map(|r| lock(r).line(ring.tail(), ring.next)).collect()
     }
+
+    /// What all readers have come to, by kind.
+    pub fn sinks(&self) -> BTreeMap<String, SinkTotals> {
+        let ring = self.lock();
+        let mut all = ring.ended.clone();
+        for reader in ring.readers.iter().filter_map(Weak::upgrade) {
+            let line = lock(&reader).line(ring.tail(), ring.next);
+            all.entry(kind(&line.name).to_owned()).or_default().add(&line);
+        }
+        all
+    }
+
+    /// What the records have said so far.
+    pub fn tally(&self) -> Tally {
+        lock(&self.tally).clone()
+    }
+
+    /// Alerts of these rules are counted from zero on.
+    pub fn expect_alerts(&self, rules: impl IntoIterator<Item = &'static str>) {
+        lock(&self.tally).expect_alerts(rules);
+    }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a reader has done so far. Locked after the ring, never before it.
@@ -335,6 +395,16 @@ pub struct Reader {
     state: Arc<Mutex<State>>,
     taken: VecDeque<Record>,
     seen: watch::Receiver<u64>,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut ring = self.book.lock();
+        let line = lock(&self.state).line(ring.tail(), ring.next);
+        // At once: nobody meets it both among those that are open and among those that have ended.
+        ring.readers.retain(|reader| !std::ptr::eq(reader.as_ptr(), Arc::as_ptr(&self.state)));
+        ring.ended.entry(kind(&line.name).to_owned()).or_default().add(&line);
+    }
 }
 
 impl Reader {

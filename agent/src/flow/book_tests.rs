@@ -46,6 +46,29 @@ fn readers_begin_where_they_ask() {
 }
 
 #[test]
+fn what_readers_came_to_stays_when_they_end() {
+    let book = filled(10, 0);
+    let mut first = book.reader("grpc:1", Some(even()), Start::Next, true);
+    let slow = book.reader("grpc:2", None, Start::Next, true);
+    for n in 1..=20 {
+        book.append_one(n, body(n));
+        first.try_next();
+    }
+    drop(slow);
+    let totals = |book: &Book| book.sinks()["grpc"].clone();
+    let open = totals(&book);
+    assert_eq!((open.made, open.delivered, open.filtered, open.lost.get(SLOW)), (40, 10, 10, Some(&10)));
+    drop(first);
+    assert_eq!(totals(&book), open, "an end takes nothing away");
+    assert!(book.lines().is_empty());
+    let mut third = book.reader("grpc:3", None, Start::Last(2), false);
+    third.try_next();
+    drop(third);
+    assert_eq!((totals(&book).made, totals(&book).delivered), (42, 11));
+    assert_eq!(book.sinks().len(), 1, "streams have a number each and one line together");
+}
+
+#[test]
 fn a_slow_reader_loses_its_own_stream_and_nobody_elses() {
     let book = filled(10, 0);
     let mut slow = book.reader("slow", None, Start::Oldest, true);

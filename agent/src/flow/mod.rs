@@ -21,11 +21,12 @@ mod recent;
 mod record;
 mod slots;
 mod sweep;
+mod tally;
 mod waiting;
 mod written;
 
 pub use attribution::{Explainer, Kernel, address, destination_port, has_ports};
-pub use book::{Book, DEFAULT_CAPACITY, Filter, Line, Past, Reader, SLOW, Start};
+pub use book::{Book, DEFAULT_CAPACITY, Filter, Line, Past, Reader, SLOW, SinkTotals, Start};
 pub use clock::Now;
 pub use community::{Side, community_id};
 pub use conn_state::{conn_state, flag, letters};
@@ -39,6 +40,7 @@ pub use number::{BootSeed, NumberHasher, NumberMap};
 pub use project::{Header, flow_id_text, mac_text, pod, policy_ref, policy_rule, process, project, protocol_name, timestamp};
 pub use record::{Body, Explanation, FlowRecord, Identity, Moment, Owner, ProcessInfo, Record};
 pub use sekisho_core::flows::{Sweep, Table};
+pub use tally::{Family, Key, Labels, Tally, Volume};
 pub use waiting::{Dialled, NAME_NS, Translated};
 pub use written::JournalStore;
 
@@ -54,6 +56,8 @@ mod journal_tests;
 mod judged_again_tests;
 #[cfg(test)]
 mod project_tests;
+#[cfg(test)]
+mod tally_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

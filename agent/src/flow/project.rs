@@ -134,7 +134,7 @@ pub fn protocol_name(protocol: u8) -> String {
     }
 }
 
-fn direction(flow: &Flow) -> proto::Direction {
+pub(super) fn direction(flow: &Flow) -> proto::Direction {
     match flow.opened {
         layout::EGRESS => proto::Direction::Egress,
         layout::INGRESS => proto::Direction::Ingress,
@@ -142,7 +142,7 @@ fn direction(flow: &Flow) -> proto::Direction {
     }
 }
 
-fn verdict(flow: &Flow) -> proto::Verdict {
+pub(super) fn verdict(flow: &Flow) -> proto::Verdict {
     match flow.verdict {
         layout::verdict::ALLOWED => proto::Verdict::Allowed,
         layout::verdict::DENIED => proto::Verdict::Denied,

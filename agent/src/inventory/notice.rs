@@ -16,6 +16,18 @@ pub struct About {
     pub uid: Option<Arc<str>>,
 }
 
+impl About {
+    /// The namespace, where the kind has one: a field of log lines.
+    pub fn namespace(&self) -> Option<&str> {
+        Some(&*self.namespace).filter(|namespace| !namespace.is_empty())
+    }
+
+    /// The name, where the object is of that kind: log lines have a field for each kind.
+    pub fn name_of(&self, kind: &str) -> Option<&str> {
+        (self.kind == kind).then_some(&*self.name)
+    }
+}
+
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {

@@ -38,6 +38,35 @@ app.kubernetes.io/part-of: sekisho
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* A quantity such as 128Mi as a number of bytes. */}}
+{{- define "sekisho.bytes" -}}
+{{- $text := toString . -}}
+{{- $number := regexFind "^[0-9.]+([eE][+-]?[0-9]+)?" $text -}}
+{{- $unit := trimPrefix $number $text -}}
+{{- $units := dict "" 1 "m" 0.001 "k" 1e3 "K" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- if or (not $number) (not (hasKey $units $unit)) -}}
+{{- fail (printf "%s is no quantity of memory, such as 128Mi" $text) -}}
+{{- end -}}
+{{- mulf (float64 $number) (float64 (get $units $unit)) -}}
+{{- end -}}
+
+{{/* Nothing, or why the values do not fit together. */}}
+{{- define "sekisho.check" -}}
+{{- $limit := dig "limits" "memory" "" (.Values.resources | default dict) -}}
+{{- if $limit -}}
+{{- $need := addf (float64 (include "sekisho.bytes" .Values.memoryBudget)) (float64 (include "sekisho.bytes" "100Mi")) -}}
+{{- if gt $need (float64 (include "sekisho.bytes" $limit)) -}}
+{{- fail (printf "memoryBudget %s and 100Mi for the agent itself do not fit into resources.limits.memory %v: kernel memory counts against it, and the agent would be killed. Raise the limit or lower the budget" .Values.memoryBudget $limit) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.export.stdout .Values.export.file.enabled -}}
+{{- fail "export.stdout and export.file.enabled: records go to one of them" -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "sekisho.image" -}}

@@ -61,6 +61,14 @@ impl Object<'_> {
         }
     }
 
+    /// As text, absent where unset: for numbers that use all 64 bits, such as hashes. Readers that keep numbers as doubles (jq,
+    /// JavaScript, Elasticsearch) round them beyond 2^53.
+    pub(super) fn maybe_digits(&mut self, key: &str, value: Option<u64>) {
+        if let Some(value) = value {
+            write_text(self.key(key), &value.to_string());
+        }
+    }
+
     /// Always there.
     pub(super) fn flag(&mut self, key: &str, value: bool) {
         self.key(key).extend_from_slice(if value { b"true" } else { b"false" });

@@ -99,7 +99,7 @@ impl Message for Peer {
         object.maybe_text("node", self.node.as_ref());
         object.message("service", self.service.as_ref());
         object.texts("names", &self.names);
-        object.maybe_number("identity", self.identity);
+        object.maybe_digits("identity", self.identity);
         object.name::<Zone>("zone", self.zone);
         object.maybe_text("client", self.client.as_ref());
         object.maybe_flag("late_identity", self.late_identity);

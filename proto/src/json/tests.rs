@@ -82,7 +82,7 @@ fn a_denied_flow() {
         r#""isolated_by":[{"kind":"NetworkPolicy","namespace":"shop","name":"api","uid":"p1"}],"#,
         r#""nearest":{"kind":"NetworkPolicy","namespace":"shop","name":"api","rule":"ingress[0]"},"mismatch":["peer","port"],"epoch":3,"#,
         r#""source":{"ip":"10.1.0.2","port":40000,"pod":{"namespace":"shop","name":"web","uid":"uid-web","labels":{"app":"web"}},"#,
-        r#""workload":{"kind":"Deployment","name":"web"},"identity":18446744073709551615,"zone":"pod"},"#,
+        r#""workload":{"kind":"Deployment","name":"web"},"identity":"18446744073709551615","zone":"pod"},"#,
         r#""destination":{"ip":"10.1.0.3","port":80,"zone":"world"},"protocol":"TCP","#,
         r#""tcp":{"flags":{"forward":"S"},"conn_state":"S0"},"#,
         r#""packets":{"forward":1,"reply":0,"delta":{"forward":1,"reply":0}},"bytes":{"forward":60,"reply":0},"#,

@@ -24,7 +24,7 @@ pub(super) fn import_own(plan: Plan, program: &Path) -> Result<()> {
         archive.add(name, &[Image::of_program("amd64", "sekisho-lab", &program, words)?]);
     }
     let file = plan::root().join("probe.tar");
-    std::fs::write(&file, archive.finish()).context("cannot write the probe's image")?;
+    std::fs::write(&file, archive.finish()?).context("cannot write the probe's image")?;
     import_into(plan, &file)
 }
 

@@ -21,9 +21,9 @@ use crate::workspace::{output, root};
 /// Values beside the defaults that change which objects there are.
 const EVERYTHING: [&str; 6] = [
     "--set",
-    "metrics.service=true,networkPolicy.enabled=true,priorityQuota=true,records.stdout=true,cluster=c1",
+    "metrics.service=true,networkPolicy.enabled=true,priorityQuota=true,export.file.enabled=true,cluster=c1,commonLabels.team=net",
     "--set",
-    "image.pullSecrets[0].name=s",
+    "imagePullSecrets[0].name=s,extraEnv[0].name=A,extraEnv[0].value=b",
     "--set",
     "grpc.enabled=true,grpc.tls.secretName=certificates",
 ];
@@ -45,10 +45,14 @@ pub(super) fn the_real_tools_take_it(stage: &Stage) -> Result<()> {
     ensure!(!refused.status.success(), "the schema lets a mode pass that is none");
     let refused = Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(["--set", "grpc.enabled=true"]).output()?;
     ensure!(!refused.status.success(), "the schema lets gRPC be served without a certificate");
-    let refused = Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(["--set", "metrics.serviceMonitor=true"]).output()?;
-    ensure!(!refused.status.success(), "the schema lets a ServiceMonitor go without the Service that it is for");
+    let refused = Command::new(&helm)
+        .args(["template", "sekisho"])
+        .arg(&chart)
+        .args(["--set", "serviceMonitor.enabled=true,metrics.enabled=false"])
+        .output()?;
+    ensure!(!refused.status.success(), "the schema lets a ServiceMonitor go without the metrics that it is for");
     // Its definition is the Prometheus operator's, which is not here.
-    let monitor = ["--set", "metrics.service=true,metrics.serviceMonitor=true,metrics.serviceMonitorLabels.release=r"];
+    let monitor = ["--set", "serviceMonitor.enabled=true,serviceMonitor.labels.release=r"];
     let text = output(Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(monitor))?;
     ensure!(text.contains("kind: ServiceMonitor") && text.contains("release: r"), "no ServiceMonitor where one was asked for");
     let gke = output(Command::new(&helm).args(["template", "sekisho"]).arg(&chart).args(["--kube-version", "1.33.1-gke.100"]))?;

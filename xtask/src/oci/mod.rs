@@ -3,18 +3,14 @@
 //!
 //! Nouns: an [`Image`] is for one platform and has one layer and a [`Weight`]; an [`Archive`] holds images under their names.
 
-mod tar;
-
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::io::{self, Write as _};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-
-use tar::Tar;
 
 /// What the format calls its parts.
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -52,10 +48,8 @@ pub(crate) struct Image {
 impl Image {
     /// The program at the root of an empty file system, started with `words`.
     pub(crate) fn of_program(architecture: &'static str, name: &str, program: &[u8], words: &[&str]) -> Result<Self> {
-        let mut layer = Tar::default();
-        layer.file(name, 0o755, program);
-        let unpacked = layer.finish();
-        let layer = gzip(&unpacked)?;
+        let unpacked = pack([(name, 0o755, program)]).context("the layer cannot be packed")?;
+        let layer = gzip(&unpacked).context("the layer cannot be compressed")?;
         let weight = Weight { compressed: layer.len(), unpacked: program.len() };
         let entrypoint = words.iter().map(|&word| word.to_owned()).collect();
         Ok(Self { architecture, unpacked: digest(&unpacked), layer, weight, entrypoint, labels: BTreeMap::new() })
@@ -115,15 +109,13 @@ impl Archive {
     }
 
     /// The archive's bytes.
-    pub(crate) fn finish(self) -> Vec<u8> {
-        let mut tar = Tar::default();
-        tar.file("oci-layout", 0o644, json!({"imageLayoutVersion": "1.0.0"}).to_string().as_bytes());
-        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": self.index});
-        tar.file("index.json", 0o644, index.to_string().as_bytes());
-        for (digest, bytes) in &self.blobs {
-            tar.file(&format!("blobs/{}", digest.replace(':', "/")), 0o644, bytes);
-        }
-        tar.finish()
+    pub(crate) fn finish(self) -> Result<Vec<u8>> {
+        let layout = json!({"imageLayoutVersion": "1.0.0"}).to_string().into_bytes();
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": self.index}).to_string().into_bytes();
+        let own = [("oci-layout".to_owned(), layout), ("index.json".to_owned(), index)];
+        let blobs = self.blobs.into_iter().map(|(digest, bytes)| (format!("blobs/{}", digest.replace(':', "/")), bytes));
+        let files: Vec<_> = own.into_iter().chain(blobs).collect();
+        pack(files.iter().map(|(name, bytes)| (name.as_str(), 0o644, bytes.as_slice()))).context("the archive cannot be packed")
     }
 
     fn manifest(&mut self, image: &Image) -> Value {
@@ -144,22 +136,26 @@ impl Archive {
     }
 }
 
+/// Files with their modes as a tar archive, in the given order. Owner root, no times: the same files make the same bytes.
+fn pack<'a>(files: impl IntoIterator<Item = (&'a str, u32, &'a [u8])>) -> io::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, mode, content) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        archive.append_data(&mut header, name, content)?;
+    }
+    archive.into_inner()
+}
+
 /// Without a name and a time in it: the same content makes the same bytes.
-fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut child = Command::new("gzip")
-        .args(["--no-name", "--stdout"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("gzip does not start")?;
-    let mut input = child.stdin.take().context("standard input was piped")?;
-    let output = std::thread::scope(|scope| {
-        let writer = scope.spawn(move || input.write_all(bytes));
-        let output = child.wait_with_output();
-        writer.join().expect("writing does not panic").and(output)
-    })?;
-    ensure!(output.status.success(), "gzip: {}", output.status);
-    Ok(output.stdout)
+fn gzip(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut encoder = GzBuilder::new().write(Vec::new(), Compression::best());
+    encoder.write_all(bytes)?;
+    encoder.finish()
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -173,12 +169,83 @@ fn digest(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Archive, Image, digest};
+    use std::collections::BTreeMap;
+    use std::io::{Read as _, Write as _};
+    use std::process::{Command, Stdio};
+
+    use serde_json::Value;
+
+    use super::{Archive, Image, digest, pack};
 
     fn archive(images: &[Image]) -> Vec<u8> {
         let mut archive = Archive::new();
         archive.add("example.dev/program:7", images);
-        archive.finish()
+        archive.finish().unwrap()
+    }
+
+    /// The archive's files, as another reader of the format sees them.
+    fn files(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
+        let mut archive = tar::Archive::new(archive);
+        let entries = archive.entries().unwrap().map(|entry| {
+            let mut entry = entry.unwrap();
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).unwrap();
+            (entry.path().unwrap().display().to_string(), bytes)
+        });
+        entries.collect()
+    }
+
+    /// Follows a descriptor to its bytes and checks digest and size.
+    fn follow<'a>(files: &'a BTreeMap<String, Vec<u8>>, descriptor: &Value) -> &'a [u8] {
+        let name = descriptor["digest"].as_str().unwrap();
+        let bytes = &files[&format!("blobs/{}", name.replace(':', "/"))];
+        assert_eq!((digest(bytes).as_str(), bytes.len() as u64), (name, descriptor["size"].as_u64().unwrap()));
+        bytes
+    }
+
+    #[test]
+    fn an_archive_leads_from_its_index_to_the_program() {
+        // Larger than one buffer of any writer, and not a multiple of a block.
+        let program: Vec<u8> = (0..300_007_u64).map(|n| u8::try_from(n * n % 251).unwrap()).collect();
+        let image = Image::of_program("amd64", "program", &program, &["/program"]).unwrap();
+        let packed = archive(&[image]);
+        let files = files(&packed);
+        let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
+        assert_eq!(json(&files["oci-layout"])["imageLayoutVersion"], "1.0.0");
+        let manifest = json(follow(&files, &json(&files["index.json"])["manifests"][0]));
+        let config = json(follow(&files, &manifest["config"]));
+        let mut layer = Vec::new();
+        let compressed = follow(&files, &manifest["layers"][0]);
+        flate2::read::GzDecoder::new(compressed).read_to_end(&mut layer).unwrap();
+        assert_eq!(config["rootfs"]["diff_ids"][0], digest(&layer));
+        let mut layer = tar::Archive::new(layer.as_slice());
+        let mut entry = layer.entries().unwrap().next().unwrap().unwrap();
+        let header = entry.header().clone();
+        let what = (header.mode().unwrap(), header.uid().unwrap(), header.gid().unwrap(), header.mtime().unwrap());
+        assert_eq!(what, (0o755, 0, 0, 0));
+        assert_eq!(entry.path().unwrap().to_str(), Some("program"));
+        let mut unpacked = Vec::new();
+        entry.read_to_end(&mut unpacked).unwrap();
+        assert!(unpacked == program);
+        // No time and no name in the compressed layer either.
+        assert_eq!((&compressed[..4], &compressed[4..8]), (&[0x1f, 0x8b, 8, 0][..], &[0; 4][..]));
+    }
+
+    #[test]
+    fn tar_itself_reads_it() {
+        let packed = pack([("a/b", 0o755, b"hello".as_slice()), ("c", 0o644, &[7; 1000])]).unwrap();
+        let mut child = Command::new("tar")
+            .args(["--list", "--verbose", "--numeric-owner", "--file", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(&packed).unwrap();
+        let list = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&list.stdout).into_owned();
+        assert!(list.status.success() && list.stderr.is_empty(), "{text} {}", String::from_utf8_lossy(&list.stderr));
+        assert!(text.contains("-rwxr-xr-x 0/0") && text.contains(" a/b") && text.contains("1000"), "{text}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use proto::{ExplainRequest, ModeRequest, StatusRequest};
+use proto::{AlertsRequest, ExplainRequest, FlowsRequest, GetModeRequest, SetModeRequest, StatusRequest};
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -78,15 +78,50 @@ async fn questions_are_answered_and_refused_with_their_codes() {
 }
 
 #[tokio::test]
+async fn a_request_that_lacks_something_is_refused_by_name() {
+    let served = Served::start(None, 16).await;
+    let mut client = served.client().await;
+    let ask = |from: &str, to: &str, port: u32, protocol: &str| ExplainRequest {
+        from: from.into(),
+        to: to.into(),
+        port,
+        protocol: protocol.into(),
+    };
+    let (all, wanted) = (["from (", "to (", "port ("], Code::InvalidArgument);
+    for (request, missing) in [
+        (ExplainRequest::default(), &all[..]),
+        (ask("shop/web", "", 80, "TCP"), &all[1..2]),
+        (ask("", "shop/db", 80, "TCP"), &all[..1]),
+        (ask("shop/web", "shop/db", 0, "udp"), &all[2..]),
+        (ask("shop/web", "shop/db", 0, "17"), &all[2..]),
+        (ask("", "", 0, "ICMP"), &all[..2]),
+    ] {
+        let refusal = client.explain(request.clone()).await.expect_err("something is missing");
+        assert_eq!(refusal.code(), wanted, "{request:?}");
+        for field in all {
+            assert_eq!(refusal.message().contains(field), missing.contains(&field), "{request:?}: {}", refusal.message());
+        }
+    }
+    client.explain(ask("shop/web", "shop/db", 0, "ICMP")).await.expect("ICMP has no ports");
+    client.explain(ask("shop/web", "shop/db", 0, "47")).await.expect("GRE has no ports");
+    let refusal = client.set_mode(SetModeRequest::default()).await.expect_err("no mode");
+    assert!(refusal.code() == wanted && refusal.message().contains("mode is missing"), "{refusal}");
+    let refusal = client.flows(FlowsRequest::default()).await.expect_err("nothing is asked for");
+    assert!(refusal.code() == wanted && refusal.message().contains("last, all, since and follow"), "{refusal}");
+    let refusal = client.alerts(AlertsRequest::default()).await.expect_err("nothing is asked for");
+    assert!(refusal.code() == wanted && refusal.message().contains("last, all and follow"), "{refusal}");
+}
+
+#[tokio::test]
 async fn the_mode_is_set_over_the_unix_socket_only() {
     let served = Served::start(Some("127.0.0.1:0"), 16).await;
     let mut local = served.client().await;
-    let set = ModeRequest { mode: Some("audit".into()) };
-    assert_eq!(local.mode(set.clone()).await.expect("allowed").into_inner().mode, "audit");
+    let set = SetModeRequest { mode: "audit".into() };
+    assert_eq!(local.set_mode(set.clone()).await.expect("allowed").into_inner().mode, "audit");
     let address = served.tcp.expect("TCP is on");
     let mut remote = SekishoClient::connect(format!("http://{address}")).await.expect("an agent");
-    assert_eq!(remote.mode(ModeRequest { mode: None }).await.expect("asking is allowed").into_inner().mode, "enforce");
-    assert_eq!(remote.mode(set).await.expect_err("setting is not").code(), Code::PermissionDenied);
+    assert_eq!(remote.get_mode(GetModeRequest {}).await.expect("asking is allowed").into_inner().mode, "enforce");
+    assert_eq!(remote.set_mode(set).await.expect_err("setting is not").code(), Code::PermissionDenied);
 }
 
 #[tokio::test]
@@ -115,5 +150,9 @@ async fn reflection_names_the_services() {
     let mut answers = client.server_reflection_info(tokio_stream::iter([request])).await.expect("reflection").into_inner();
     let answer = answers.message().await.expect("an answer").expect("one");
     let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else { panic!("not a list") };
-    assert!(list.service.iter().any(|service| service.name == "sekisho.v1.Sekisho"), "{list:?}");
+    for wanted in
+        ["sekisho.v1.Sekisho", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"]
+    {
+        assert!(list.service.iter().any(|service| service.name == wanted), "{wanted}: {list:?}");
+    }
 }

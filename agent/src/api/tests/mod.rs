@@ -54,8 +54,12 @@ impl Agent for Memory {
         }
     }
 
-    fn mode(&self, set: Option<&str>) -> Result<proto::ModeResponse, Refusal> {
-        Ok(proto::ModeResponse { mode: set.unwrap_or("enforce").to_owned(), epoch: 1 })
+    fn mode(&self) -> Result<proto::ModeResponse, Refusal> {
+        Ok(proto::ModeResponse { mode: "enforce".to_owned(), epoch: 1 })
+    }
+
+    fn set_mode(&self, mode: &str) -> Result<proto::ModeResponse, Refusal> {
+        Ok(proto::ModeResponse { mode: mode.to_owned(), epoch: 2 })
     }
 
     fn book(&self) -> Arc<Book> {

@@ -37,7 +37,6 @@ async fn history_by_number_and_time() {
         (FlowsRequest { all: true, ..FlowsRequest::default() }, vec![1, 2, 3, 4, 5, 6]),
         (FlowsRequest { last: Some(2), ..FlowsRequest::default() }, vec![5, 6]),
         (FlowsRequest { last: Some(0), ..FlowsRequest::default() }, vec![]),
-        (FlowsRequest::default(), vec![]),
         (FlowsRequest { last: Some(2), filter: verdicts.clone(), ..FlowsRequest::default() }, vec![2, 6]),
         (FlowsRequest { last: Some(99), filter: verdicts.clone(), ..FlowsRequest::default() }, vec![2, 6]),
         (FlowsRequest { since: at(4), ..FlowsRequest::default() }, vec![4, 5, 6]),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use proto::{FlowsRequest, ModeRequest, StatusRequest};
+use proto::{FlowsRequest, SetModeRequest, StatusRequest};
 use tonic::Code;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
@@ -48,7 +48,7 @@ async fn only_clients_with_a_certificate_of_the_authority_are_answered() {
     let mut client = ask(&served, &ours, Some(&ours.client())).await.expect("a client of ours is answered");
     let asked = client.flows(FlowsRequest { all: true, ..FlowsRequest::default() }).await;
     asked.expect("and gets records");
-    let refused = client.mode(ModeRequest { mode: Some("observe".into()) }).await.expect_err("it may set nothing");
+    let refused = client.set_mode(SetModeRequest { mode: "observe".into() }).await.expect_err("it may set nothing");
     assert_eq!(refused.code(), Code::PermissionDenied);
     ask(&served, &ours, None).await.expect_err("no certificate");
     ask(&served, &ours, Some(&theirs.client())).await.expect_err("another authority's");

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io::Write as _;
 
 use futures_util::future::join_all;
-use sekisho_proto::{ExplainRequest, ExplainResponse, ModeRequest, ModeResponse, StatusRequest, StatusResponse};
+use sekisho_proto::{ExplainRequest, ExplainResponse, GetModeRequest, ModeResponse, SetModeRequest, StatusRequest, StatusResponse};
 use tokio::sync::Semaphore;
 use tonic::{Response, Status};
 
@@ -100,10 +100,14 @@ pub(in crate::cli) fn status(args: &ClusterArgs, output: OutputArgs) -> Result<E
 /// One line for each node.
 pub(in crate::cli) fn mode(args: &ClusterArgs, mode: Option<&str>, output: OutputArgs) -> Result<Exit, Failure> {
     run(async {
-        let request = ModeRequest { mode: mode.map(str::to_owned) };
         let question = |mut client: Client| {
-            let request = request.clone();
-            async move { client.mode(request).await }
+            let mode = mode.map(str::to_owned);
+            async move {
+                match mode {
+                    Some(mode) => client.set_mode(SetModeRequest { mode }).await,
+                    None => client.get_mode(GetModeRequest {}).await,
+                }
+            }
         };
         let answers: Vec<Answer<ModeResponse>> = ask(args, question).await?;
         let width = answers.iter().map(|answer| answer.node.len()).max().unwrap_or_default();

@@ -94,7 +94,7 @@ impl Folder {
     fn remove(&mut self, name: &Arc<str>) {
         if let Some(file) = self.files.remove(name) {
             self.let_go(&file.objects);
-            tracing::info!("{name}: gone, and what it held with it, {}", counted(file.objects.len()));
+            tracing::info!(file = %name, "a manifest is gone, and what it held with it, {}", counted(file.objects.len()));
         }
     }
 
@@ -126,7 +126,7 @@ impl Folder {
             let ignored = &mut self.ignored;
             let mut ignore = |kind: String| {
                 if ignored.insert(kind.clone()) {
-                    tracing::info!("{name}, document {number}: kind {kind} is not used here and ignored (said once)");
+                    tracing::info!(file = name, document = number, kind, "a kind is not used here and ignored (said once)");
                 }
             };
             let found = object::decode(&document.value, &mut ignore).map_err(|e| format!("{name}, document {number}, {e}"))?;
@@ -208,16 +208,16 @@ impl Folder {
         let taken = std::mem::take(&mut self.taken);
         if taken.len() > SAID_ONE_BY_ONE {
             let objects: usize = taken.iter().map(|(_, objects)| objects).sum();
-            tracing::info!("{} manifests are in force, {}", taken.len(), counted(objects));
+            tracing::info!(manifests = taken.len(), "manifests are in force, {}", counted(objects));
         } else {
             for (name, objects) in &taken {
-                tracing::info!("{name}: in force, {}", counted(*objects));
+                tracing::info!(file = %name, "a manifest is in force, {}", counted(*objects));
             }
         }
         for name in touched {
             let Some(file) = self.files.get(name) else { continue };
             if let Some(refusal) = file.refusal() {
-                tracing::error!("manifest refused: {refusal}");
+                tracing::error!(file = %name, error = %refusal, "manifest refused");
             }
         }
     }

@@ -78,7 +78,7 @@ impl Source {
         let mut watched = Watched::open(folder)?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| fail(e.into()))?);
         if !watched.rescan() {
-            tracing::warn!("no manifests (*.yaml, *.yml, *.json) in {} yet; nothing is isolated", folder.display());
+            tracing::warn!(folder = %folder.display(), "no manifests (*.yaml, *.yml, *.json) yet; nothing is isolated");
         }
         let shared = Arc::new(Published::default());
         shared.publish(watched.snapshot());

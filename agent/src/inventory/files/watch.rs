@@ -180,7 +180,7 @@ impl Watched {
 
     fn lose(&mut self) -> bool {
         if !self.gone {
-            tracing::error!("manifest folder {} is gone; its last state stays in force until it is back", self.path.display());
+            tracing::error!(folder = %self.path.display(), "the manifest folder is gone; its last state stays in force until it is back");
         }
         self.gone = true;
         false
@@ -200,7 +200,7 @@ impl Watched {
         }
         if self.gone && self.watch().is_ok() {
             self.gone = false;
-            tracing::info!("manifest folder {} is back", self.path.display());
+            tracing::info!(folder = %self.path.display(), "the manifest folder is back");
         }
         let differing = self.differing();
         let rested = |name: &Arc<str>, stamp: &Option<Stamp>| stamp.is_none() || self.resting.get(name) == stamp.as_ref();

@@ -56,9 +56,9 @@ pub(super) async fn write(client: Client, node: String, mut notices: Receiver<No
                     tally.failed.fetch_add(1, Ordering::Relaxed);
                     desk.forget(&name);
                     if std::mem::replace(&mut complained, true) {
-                        tracing::debug!("an Event cannot be written: {why}");
+                        tracing::debug!(error = %why, "an Event cannot be written");
                     } else {
-                        tracing::warn!("an Event cannot be written: {why}");
+                        tracing::warn!(error = %why, "an Event cannot be written");
                     }
                 }
             }

@@ -166,7 +166,7 @@ impl Drop for Source {
 }
 
 fn describe(config: Config, link: &Arc<Link>) -> Result<Client, SourceError> {
-    tracing::info!("the inventory comes from the API server at {}", config.cluster_url);
+    tracing::info!(url = %config.cluster_url, "the inventory comes from the API server");
     connect::client(config, link)
 }
 

@@ -277,7 +277,7 @@ impl Store {
     fn ignore(&mut self, name: &ObjectName, uid: Option<Arc<str>>, version: u64, what: &str) {
         let text = format!("{}, {what}", label(Kind::Pod, name));
         if self.pods.remark(name.clone(), version, text.clone()) {
-            tracing::error!("annotation passed over: {text}");
+            tracing::error!(namespace = &*name.0, pod = &*name.1, error = what, "annotation passed over");
             self.notice(Kind::Pod, name, uid, "AnnotationIgnored", format!("{what}; the annotation is not used"));
         }
     }
@@ -308,7 +308,16 @@ impl Store {
         };
         if news {
             let state = in_force(self.is_live(kind, &about));
-            tracing::error!("object refused: {text}; {state}");
+            let named = |wanted| (kind == wanted).then_some(&*about.1);
+            tracing::error!(
+                kind = kind.name(),
+                namespace = &*about.0,
+                name = &*about.1,
+                pod = named(Kind::Pod),
+                policy = named(Kind::NetworkPolicy),
+                error = why,
+                "object refused: {state}"
+            );
             self.notice(kind, &about, uid, "Refused", format!("{why}; {state}"));
         }
     }

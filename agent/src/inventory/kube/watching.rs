@@ -51,7 +51,7 @@ where
             let event = match next {
                 Ok(event) => event,
                 Err(e) if streaming && cannot_stream(&e) => {
-                    tracing::debug!("{}: the server has no streaming lists", K::KIND.plural());
+                    tracing::debug!(resource = K::KIND.plural(), "the server has no streaming lists");
                     streaming = false;
                     continue 'anew;
                 }
@@ -136,12 +136,12 @@ fn is_busy(error: &watcher::Error) -> bool {
 /// History that the server has thrown away is no failure: a list follows.
 fn fail(kind: Kind, link: &Link, error: &watcher::Error) {
     if said(error) == Some(410) {
-        tracing::debug!("{}: too far behind, listing anew", kind.plural());
+        tracing::debug!(resource = kind.plural(), "too far behind, listing anew");
         return;
     }
     let why = format!("{}: {}", kind.plural(), chain(error));
     if link.fail(kind, why.clone()) {
-        tracing::warn!("the API server cannot be watched, the last known state stays in force: {why}");
+        tracing::warn!(error = %why, "the API server cannot be watched, the last known state stays in force");
     }
 }
 
