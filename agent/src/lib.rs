@@ -13,3 +13,4 @@ pub mod export;
 pub mod flow;
 pub mod inventory;
 pub mod policy;
+pub mod version;

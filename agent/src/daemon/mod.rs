@@ -8,6 +8,7 @@ mod control;
 mod kernel;
 mod logging;
 mod lookout;
+mod names;
 mod notices;
 mod policy;
 mod pump;

@@ -15,6 +15,7 @@ impl Message for StatusResponse {
         object.text("mode", &self.mode);
         object.number("epoch", self.epoch);
         object.text("version", &self.version);
+        object.text("commit", &self.commit);
         object.text("kernel", &self.kernel);
         object.text("layout", &self.layout);
         object.time("started", self.started.as_ref());
@@ -104,6 +105,7 @@ impl Message for Decision {
 
 impl Message for ModeResponse {
     fn fields(&self, object: &mut Object<'_>) {
+        object.text("node", &self.node);
         object.text("mode", &self.mode);
         object.number("epoch", self.epoch);
     }

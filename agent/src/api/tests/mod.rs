@@ -54,8 +54,12 @@ impl Agent for Memory {
         }
     }
 
+    fn names(&self, request: &proto::NamesRequest) -> Result<proto::NamesResponse, Refusal> {
+        Ok(proto::NamesResponse { names: vec![format!("{}web", request.prefix)], more: false, complete: true })
+    }
+
     fn mode(&self, set: Option<&str>) -> Result<proto::ModeResponse, Refusal> {
-        Ok(proto::ModeResponse { mode: set.unwrap_or("enforce").to_owned(), epoch: 1 })
+        Ok(proto::ModeResponse { mode: set.unwrap_or("enforce").to_owned(), epoch: 1, node: "node-1".into() })
     }
 
     fn book(&self) -> Arc<Book> {
