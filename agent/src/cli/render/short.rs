@@ -1,6 +1,6 @@
 //! A flow as one line that fits: who, where to, and why, and then as much else as there is room for.
 //!
-//! Where a line is too long, the middle of generated pod names goes first, then what matters least, then letters.
+//! Where a line is too long, the middle of generated pod names goes first, then what matters least, then letters of names.
 
 use sekisho_proto::{Direction, EndReason, Flow, Kind, Mismatch, Name as _, Peer, Reason, Translated, Verdict};
 
@@ -18,8 +18,15 @@ const LEAST: usize = 12;
 struct Part {
     text: String,
     style: Style,
-    /// The parts with the highest rank go first.
+    /// The lowest matter most.
     rank: u8,
+}
+
+impl Part {
+    /// With the space before it.
+    fn columns(&self) -> usize {
+        self.text.chars().count() + 1
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -41,20 +48,15 @@ pub(super) fn line(flow: &Flow, kind: Kind, room: usize, paint: Paint) -> String
     let full = ends.map(|end| name(end.as_ref(), false));
     let brief = ends.map(|end| name(end.as_ref(), true));
     let port = flow.destination.as_ref().and_then(port_of).map(|port| format!(":{port}")).unwrap_or_default();
-    let mut parts = parts(flow, kind);
+    let parts = parts(flow, kind);
     let fixed = head.chars().count() + " -> ".len() + port.len() + 1 + flow.protocol.len();
-    let tail = |parts: &[Part]| parts.iter().map(|part| part.text.chars().count() + 1).sum::<usize>();
     let length = |names: &[String; 2]| names.iter().map(|name| name.chars().count()).sum::<usize>();
-    let mut names = full;
-    if fixed + length(&names) + tail(&parts) > room {
-        names = brief;
-    }
-    while fixed + length(&names) + tail(&parts) > room
-        && let Some(last) = (0..parts.len()).max_by_key(|at| (parts[*at].rank, *at)).filter(|at| parts[*at].rank > 0)
-    {
-        parts.remove(last);
-    }
-    let left = room.saturating_sub(fixed + tail(&parts));
+    let whole = fixed + length(&full) + parts.iter().map(Part::columns).sum::<usize>();
+    let base = if whole <= room { &full } else { &brief };
+    let (chosen, used) = choose(&parts, room.saturating_sub(fixed + length(base)));
+    let left = room.saturating_sub(fixed + used);
+    // What the left out parts leave free goes to the names.
+    let mut names = if length(&full) <= left { full } else { brief };
     if length(&names) > left {
         squeeze(&mut names, left);
     }
@@ -65,8 +67,23 @@ pub(super) fn line(flow: &Flow, kind: Kind, room: usize, paint: Paint) -> String
     };
     let [source, destination] = names;
     let mut words = vec![format!("{}{source} -> {destination}{port} {}", paint.verdict(flow.verdict, &head), flow.protocol)];
-    words.extend(parts.iter().map(styled));
+    words.extend(parts.iter().zip(chosen).filter(|(_, chosen)| *chosen).map(|(part, _)| styled(part)));
     words.join(" ")
+}
+
+/// Which parts there is room for, those that matter most first; and how much of it they take.
+fn choose(parts: &[Part], room: usize) -> (Vec<bool>, usize) {
+    let mut order: Vec<usize> = (0..parts.len()).collect();
+    order.sort_by_key(|at| parts[*at].rank);
+    let (mut chosen, mut used) = (vec![false; parts.len()], 0);
+    for at in order {
+        let columns = parts[at].columns();
+        if used + columns <= room {
+            chosen[at] = true;
+            used += columns;
+        }
+    }
+    (chosen, used)
 }
 
 /// What stands behind the ends, in this order.
