@@ -47,8 +47,9 @@ impl Page {
 
     /// Prints only so many of the newest, at the end.
     #[must_use]
-    pub(super) fn with_newest(self, most: Option<usize>) -> Self {
-        Self { newest: most.map(|most| (most, VecDeque::new())), ..self }
+    pub(super) fn with_newest(mut self, most: Option<usize>) -> Self {
+        self.newest = most.map(|most| (most, VecDeque::new()));
+        self
     }
 
     /// Whether nothing has been printed.
@@ -105,6 +106,19 @@ impl Page {
         }
         self.printed += 1;
         self.printer.record(&record, self.column)
+    }
+}
+
+/// Whoever interrupts sees what had come by then.
+impl Drop for Page {
+    fn drop(&mut self) {
+        while let Some(record) = self.fold.as_mut().and_then(Fold::take) {
+            if self.show(record).is_err() {
+                return;
+            }
+        }
+        // Nobody may read any more.
+        let _ = self.flush();
     }
 }
 

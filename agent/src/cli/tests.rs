@@ -232,7 +232,10 @@ fn explain_takes_pods_addresses_and_ports() {
     assert_eq!((asked.from.as_str(), asked.to.as_str(), asked.port, asked.protocol.as_str()), ("shop/web", "10.0.0.1", 53, "UDP"));
     let asked = request("explain --from fd00::1 --to shop/db --port 80");
     assert_eq!((asked.port, asked.protocol.as_str()), (80, "TCP"));
-    assert!(refused("explain --from web --to shop/db --port 80").contains("NAMESPACE/POD or an address"));
+    let asked = request("explain -n shop --from web --to 10.0.0.1 --port 80");
+    assert_eq!((asked.from.as_str(), asked.to.as_str()), ("shop/web", "10.0.0.1"));
+    assert_eq!(request("explain --from web --to shop/db --port 80").from, "default/web");
+    assert!(refused("explain --from shop/web/x --to shop/db --port 80").contains("NAMESPACE/POD or an address"));
     assert!(refused("explain --from a/b --to c/d --port http").contains("`http` is a name"));
     assert!(refused("explain --from a/b --to c/d --port 80/HTTP").contains("PORT/TCP"));
     assert!(refused("explain --from a/b --to c/d --port 0").contains("port 0"));

@@ -8,6 +8,7 @@ use jiff::{Span, SpanRelativeTo, Zoned};
 use prost_types::Timestamp;
 use sekisho_proto::from_nanoseconds;
 
+use crate::api::End;
 use crate::inventory::Selector;
 
 /// `--last N` or `--last all`.
@@ -112,6 +113,12 @@ pub(super) fn network(text: &str) -> Result<String, String> {
 pub(super) fn pod(text: &str) -> Result<String, String> {
     in_namespace(text)
         .ok_or_else(|| "give NAMESPACE/POD, where POD may be the beginning of a name; NAMESPACE/ is every pod in it".to_owned())
+}
+
+/// An end of a connection: an address, `NAMESPACE/POD`, or a pod alone.
+pub(super) fn end(text: &str) -> Result<String, String> {
+    let bare = !text.is_empty() && !text.contains('/');
+    if bare || text.parse::<End>().is_ok() { Ok(text.to_owned()) } else { Err("give NAMESPACE/POD or an address".to_owned()) }
 }
 
 /// As [`pod`]; empty where the option came without a value.
