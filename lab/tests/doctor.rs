@@ -46,6 +46,32 @@ fn all_is_well_with_and_without_an_agent() -> Result<()> {
     Ok(())
 }
 
+/// An agent's programs are its own wherever it has pinned them, and those of a second agent are called what they are.
+#[test]
+fn an_agent_with_pins_of_its_own_is_no_stranger() -> Result<()> {
+    let lab = Lab::new("doctor-pins")?;
+    let _server = lab.pod(PodSpec::new("shop", "server"))?;
+    let _agent = Agent::start(&lab, &[])?;
+    let (pins, socket) = (lab.pin_dir().display().to_string(), lab.socket().display().to_string());
+    // Asked without --pin-dir, it looks where the agent that answers has its pins.
+    let answer = lab.sekisho(&["doctor", "-o", "json", "--socket", &socket])?;
+    let json = answer.json()?;
+    ensure!(answer.code == Some(0) && findings(&json, "hooks").len() == 1 && found(&json, "hooks")?["state"] == "good", "{json:#}");
+    ensure!(found(&json, "bpffs")?["found"].as_str().is_some_and(|text| text.contains(&pins)), "{json:#}");
+    // Examined for an agent with other pins, these programs are another agent's: named, and no reason not to run.
+    let answer = lab.sekisho(&["doctor", "-o", "json", "--socket", "/nowhere", "--pin-dir", "/sys/fs/bpf/sekisho-doctor-other"])?;
+    let json = answer.json()?;
+    ensure!(answer.code == Some(0), "{json:#}");
+    let hooks = findings(&json, "hooks");
+    let named = format!("another Sekisho agent, with pin dir {pins}, has programs on");
+    ensure!(
+        hooks.iter().any(|finding| finding["state"] == "note" && finding["found"].as_str().is_some_and(|text| text.contains(&named))),
+        "{json:#}"
+    );
+    ensure!(hooks.iter().any(|finding| finding["state"] == "good"), "and nobody else's are there: {json:#}");
+    Ok(())
+}
+
 #[test]
 fn without_rights_it_says_which_are_missing() -> Result<()> {
     let lab = Lab::new("doctor-rights")?;

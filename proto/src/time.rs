@@ -1,5 +1,7 @@
 //! Times as records write them: RFC 3339, UTC, nanoseconds, ending in Z.
 
+use jiff::SignedDuration;
+use jiff::fmt::temporal::DateTimePrinter;
 use prost_types::Timestamp;
 
 const NANOSECONDS: u64 = 1_000_000_000;
@@ -15,28 +17,13 @@ pub fn to_nanoseconds(time: &Timestamp) -> u64 {
     seconds.saturating_mul(NANOSECONDS).saturating_add(u64::try_from(time.nanos).unwrap_or_default())
 }
 
-/// Always nine digits behind the point, so that times sort as text.
+/// Always nine digits behind the point, so that times sort as text. A time outside of the years that RFC 3339 knows is the first or
+/// the last that it can write.
 pub fn rfc3339(time: &Timestamp) -> String {
-    let days = time.seconds.div_euclid(86_400);
-    let second = time.seconds.rem_euclid(86_400);
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}Z", time.nanos)
-}
-
-/// Year, month and day of a number of days since 1970, in the proleptic Gregorian calendar.
-///
-/// Years are counted from March, so that the leap day is the last of its year.
-fn civil(days: i64) -> (i64, i64, i64) {
-    let days = days + 719_468;
-    let era = days.div_euclid(146_097);
-    let day_of_era = days.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+    const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(9));
+    let seconds = time.seconds.clamp(jiff::Timestamp::MIN.as_second() + 1, jiff::Timestamp::MAX.as_second() - 1);
+    let whole = jiff::Timestamp::from_second(seconds).unwrap_or_default();
+    PRINTER.timestamp_to_string(&whole.saturating_add(SignedDuration::from_nanos(time.nanos.into())).unwrap_or(whole))
 }
 
 #[cfg(test)]

@@ -66,7 +66,7 @@ pub(crate) fn clean() -> Result<()> {
 
 /// Plays the scenes before a live view; returns when the scan began.
 fn show(lab: &Lab, agent: &Agent, shop: &Shop) -> Result<Instant> {
-    watched(lab, agent, &["observe", "--follow", "--last", "0", "--kind", "start", "-o", "compact"], || {
+    watched(lab, agent, &["observe", "--follow", "--last", "0", "--kind", "start", "-o", "wide", "--both"], || {
         scene("A customer buys something: frontend -> api -> database")?;
         shop.sell()?;
         scene("A stranger from another team tries the database")?;
@@ -77,7 +77,7 @@ fn show(lab: &Lab, agent: &Agent, shop: &Shop) -> Result<Instant> {
     })?;
     // Two hundred records more would hide the one line that matters.
     let mut began = Instant::now();
-    watched(lab, agent, &["alerts", "--follow", "-o", "compact"], || {
+    watched(lab, agent, &["alerts", "--follow", "-o", "wide"], || {
         scene("The stranger scans the database's ports 5400-5499 (from here on only alerts are shown)")?;
         began = Instant::now();
         shop.scan()?;

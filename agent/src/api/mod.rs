@@ -40,6 +40,8 @@ pub trait Agent: Send + Sync + 'static {
     fn status(&self) -> Result<proto::StatusResponse, Refusal>;
     /// What would be decided, at both ends, and why.
     fn explain(&self, request: &proto::ExplainRequest) -> Result<proto::ExplainResponse, Refusal>;
+    /// Names of objects that are known.
+    fn names(&self, request: &proto::NamesRequest) -> Result<proto::NamesResponse, Refusal>;
     /// The mode in force.
     fn mode(&self) -> Result<proto::ModeResponse, Refusal>;
     /// Sets the mode.

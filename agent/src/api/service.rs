@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost_types::Timestamp;
 use sekisho_proto::sekisho_server::Sekisho;
 use sekisho_proto::{
-    AlertsRequest, ExplainRequest, ExplainResponse, FlowsRequest, GetModeRequest, ModeResponse, Record, SetModeRequest, StatusRequest,
-    StatusResponse, to_nanoseconds,
+    AlertsRequest, ExplainRequest, ExplainResponse, Filter, FlowsRequest, GetModeRequest, ModeResponse, NamesRequest, NamesResponse,
+    Record, SetModeRequest, StatusRequest, StatusResponse, to_nanoseconds,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -45,6 +46,7 @@ struct Span {
     last: Option<u64>,
     all: bool,
     since: Option<Timestamp>,
+    until: Option<Timestamp>,
     follow: bool,
 }
 
@@ -68,6 +70,19 @@ impl Span {
             (false, None, None) => Start::Next,
         }
     }
+
+    /// How long a stream that goes on may go on.
+    fn left(self) -> Option<Duration> {
+        let until = to_nanoseconds(self.until.as_ref().filter(|_| self.follow)?);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Some(Duration::from_nanos(until).saturating_sub(now))
+    }
+}
+
+/// A request's filters, checked.
+fn selection(filter: Option<&Filter>, exclude: &[Filter]) -> Result<Selection, Status> {
+    let wanted = filter.map_or_else(|| Ok(Selection::default()), Selection::new);
+    wanted.and_then(|wanted| wanted.without(exclude)).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 impl Service {
@@ -77,12 +92,18 @@ impl Service {
 
     fn stream(&self, selection: Selection, span: Span, earlier: bool) -> ReceiverStream<Result<Record, Status>> {
         let name = format!("grpc:{}", STREAMS.fetch_add(1, Ordering::Relaxed));
+        let selection = selection.until(span.until.as_ref().map(to_nanoseconds));
         let (book, filter) = (self.agent.book(), selection.filter());
         // Before the reader: an alert that comes in between is told by the reader alone.
         let before = if earlier { book.before(filter.as_ref(), span.start()) } else { Vec::new() };
         let reader = book.reader(&name, filter, span.start(), span.follow);
         let (sender, receiver) = mpsc::channel(HAND);
-        tokio::spawn(deliver(before, reader, self.agent.header(), sender));
+        let delivery = deliver(before, reader, self.agent.header(), sender);
+        match span.left() {
+            // What ends there is only the stream: what was delivered stays.
+            Some(left) => drop(tokio::spawn(async move { drop(tokio::time::timeout(left, delivery).await) })),
+            None => drop(tokio::spawn(delivery)),
+        }
         ReceiverStream::new(receiver)
     }
 
@@ -123,18 +144,18 @@ impl Sekisho for Service {
 
     async fn flows(&self, request: Request<FlowsRequest>) -> Result<Response<Self::FlowsStream>, Status> {
         let request = request.into_inner();
-        let filter = request.filter.unwrap_or_default();
-        let selection = Selection::new(&filter).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let span = Span { last: request.last, all: request.all, since: request.since, follow: request.follow };
-        let span = span.checked("last, all, since and follow")?;
+        let selection = selection(request.filter.as_ref(), &request.exclude)?;
+        let span = Span { last: request.last, all: request.all, since: request.since, until: request.until, follow: request.follow };
+        let span = span.checked("last, all, since, until and follow")?;
         Ok(Response::new(self.stream(selection, span, false)))
     }
 
     async fn alerts(&self, request: Request<AlertsRequest>) -> Result<Response<Self::AlertsStream>, Status> {
         let request = request.into_inner();
-        let span = Span { last: request.last, all: request.all, since: None, follow: request.follow };
-        let span = span.checked("last, all and follow")?;
-        Ok(Response::new(self.stream(Selection::alerts(), span, true)))
+        let selection = selection(request.filter.as_ref(), &request.exclude)?.of_alerts();
+        let span = Span { last: request.last, all: request.all, since: request.since, until: request.until, follow: request.follow };
+        let span = span.checked("last, all, since, until and follow")?;
+        Ok(Response::new(self.stream(selection, span, true)))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
@@ -160,6 +181,11 @@ impl Sekisho for Service {
             return Err(Status::invalid_argument("mode is missing: observe, audit or enforce"));
         }
         self.ask(move |agent| agent.set_mode(&mode)).await
+    }
+
+    async fn names(&self, request: Request<NamesRequest>) -> Result<Response<NamesResponse>, Status> {
+        let request = request.into_inner();
+        self.ask(move |agent| agent.names(&request)).await
     }
 }
 

@@ -14,16 +14,21 @@ use super::doctor::DoctorArgs;
 use super::explain::ExplainArgs;
 use super::mode::ModeArgs;
 use super::observe::ObserveArgs;
+use super::output::Color;
 use super::status::StatusArgs;
 use super::values;
+use super::version::VersionArgs;
 use crate::api::TlsFiles;
 use crate::inventory::kube::Access;
 use crate::policy::Lending;
 
 /// Where the agent listens unless told otherwise.
-const SOCKET: &str = "/run/sekisho/sekisho.sock";
+pub(super) const SOCKET: &str = "/run/sekisho/sekisho.sock";
 /// Where the agent pins what outlives it unless told otherwise.
 pub(super) const PIN_DIR: &str = "/sys/fs/bpf/sekisho";
+
+/// What `--version` says.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("SEKISHO_COMMIT"), ")");
 
 const ABOUT: &str = "Sees, judges and stops pod network flows on a Kubernetes node";
 const LONG_ABOUT: &str = "Sees, judges and stops pod network flows on a Kubernetes node.\n\n\
@@ -43,11 +48,14 @@ Exit codes: 0 done, 1 not ready or not found, 2 wrong usage, 3 cannot run here."
 
 /// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "sekisho", version, about = ABOUT, long_about = LONG_ABOUT, after_help = EXAMPLES, subcommand_required = true)]
+#[command(name = "sekisho", version = VERSION, about = ABOUT, long_about = LONG_ABOUT, after_help = EXAMPLES, subcommand_required = true)]
 pub(super) struct Cli {
     /// Unix socket of the agent
     #[arg(long, global = true, value_name = "PATH", default_value = SOCKET, env = "SEKISHO_SOCKET", display_order = 900)]
     pub(super) socket: PathBuf,
+    /// When to use colours
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = Color::Auto, display_order = 901)]
+    pub(super) color: Color,
     #[command(subcommand)]
     pub(super) command: Command,
 }
@@ -71,6 +79,8 @@ pub(super) enum Command {
     Doctor(DoctorArgs),
     /// Remove everything that Sekisho has attached and pinned here
     Detach(DetachArgs),
+    /// Print this program's version and that of the agent
+    Version(VersionArgs),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
     /// Join standard input and output with the agent's socket

@@ -1,22 +1,31 @@
-//! `sekisho completion`, what kubectl asks of its plugin's completer, and the man pages: all from the arguments themselves.
+//! `sekisho completion`, what the scripts that it prints and kubectl ask next, and the man pages: all from the arguments themselves.
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use clap::{Arg, Args, Command, CommandFactory as _, ValueHint};
-use clap_complete::Shell;
+use clap::{Args, Command, CommandFactory as _};
+use clap_complete::engine::{self, CompletionCandidate};
+use clap_complete::env::Shells;
+use clap_complete::{CompleteEnv, Shell};
 
 use super::args::Cli;
 use super::output::closed;
 use super::{Exit, Failure};
+
+/// The scripts run the program with this variable set to get what may come next.
+const VARIABLE: &str = "SEKISHO_COMPLETE";
 
 const EXAMPLES: &str = "Examples:
   source <(sekisho completion bash)
   sekisho completion zsh > ~/.zfunc/_sekisho
   sekisho completion fish > ~/.config/fish/completions/sekisho.fish
 
-As a plugin, kubectl completes it by itself where a second link to sekisho, called kubectl_complete-sekisho, is on the PATH.";
+The script asks the program what may come next; names of namespaces, pods, workloads, Services and policies come from the running \
+agent, if you may open its socket. Print the script again after an upgrade.
+
+As a plugin, kubectl completes it where a second link to sekisho, called kubectl_complete-sekisho, is on the PATH; names come from \
+the API server then.";
 
 /// Arguments of `sekisho completion`.
 #[derive(Args, Debug)]
@@ -35,95 +44,52 @@ pub(super) struct ManArgs {
     dir: Option<PathBuf>,
 }
 
+/// Prints a script that registers the program with a shell.
 pub(super) fn completion(args: &CompletionArgs) -> Result<Exit, Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "sekisho", &mut script);
+    let cannot = |error: &dyn std::fmt::Display| Failure::new(Exit::CannotRun, format_args!("no script for this shell: {error}"));
+    let shells = Shells::builtins();
+    let shell = shells.completer(&args.shell.to_string()).ok_or_else(|| cannot(&"it is not known"))?;
+    shell.write_registration(VARIABLE, "sekisho", "sekisho", "sekisho", &mut script).map_err(|error| cannot(&error))?;
     io::stdout().write_all(&script).map_err(|error| closed(&error))?;
     Ok(Exit::Done)
 }
 
+/// Answers a shell's script, if one has started the program.
+pub(super) fn for_shell(args: &[OsString]) -> Option<Exit> {
+    let here = std::env::current_dir().ok();
+    match CompleteEnv::with_factory(Cli::command).var(VARIABLE).try_complete(args, here.as_deref()) {
+        Ok(false) => None,
+        Ok(true) => Some(Exit::Done),
+        // The shell shows nothing of it, and offers nothing.
+        Err(_) => Some(Exit::CannotRun),
+    }
+}
+
 /// Prints what may come next after the plugin's words, the last of which is still being typed.
 pub(super) fn for_kubectl(words: &[OsString]) -> Result<Exit, Failure> {
-    let words: Vec<String> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    let mut cli = Cli::command();
-    cli.build();
-    writeln!(io::stdout(), "{}", Place::at(&cli, &words).page()).map_err(|error| closed(&error))?;
+    writeln!(io::stdout(), "{}", offers(&mut Cli::command(), words)).map_err(|error| closed(&error))?;
     Ok(Exit::Done)
 }
 
-/// A place on the command line, with the word that is being typed there.
-struct Place<'a> {
-    command: &'a Command,
-    /// The option whose value is due.
-    option: Option<&'a Arg>,
-    /// What stands before that value in the same word: `--option=`, and values before a comma.
-    before: &'a str,
-    typed: &'a str,
-}
-
-impl<'a> Place<'a> {
-    fn at(cli: &'a Command, words: &'a [String]) -> Self {
-        let (typed, words) = words.split_last().map_or(("", words), |(typed, words)| (typed.as_str(), words));
-        let mut place = Self { command: cli, option: None, before: "", typed };
-        for word in words {
-            if place.option.take().is_some() {
-                continue;
-            }
-            match word.strip_prefix('-') {
-                Some(_) => place.option = place.find(word).filter(|option| option.get_action().takes_values() && !word.contains('=')),
-                None => place.command = place.command.find_subcommand(word).unwrap_or(place.command),
-            }
-        }
-        let value_at = match typed.split_once('=') {
-            Some((option, _)) if place.option.is_none() && option.starts_with("--") => {
-                place.option = place.find(option);
-                option.len() + 1
-            }
-            _ => 0,
-        };
-        if place.option.is_some() {
-            let value_at = typed.rfind(',').map_or(value_at, |comma| comma + 1);
-            (place.before, place.typed) = typed.split_at(value_at);
-        }
-        place
-    }
-
-    fn find(&self, word: &str) -> Option<&'a Arg> {
-        self.command.get_arguments().find(|arg| match word.strip_prefix("--") {
-            Some(long) => arg.get_long() == long.split('=').next(),
-            None => arg.get_short().is_some_and(|short| word.chars().eq(['-', short])),
-        })
-    }
-
-    /// One word a line, each with what it means; last, whether files may come here as well.
-    fn page(&self) -> String {
-        const FILES: &str = ":0";
-        const NO_FILES: &str = ":4";
-        let mut words: Vec<(String, String)> = Vec::new();
-        let mut values = |arg: &Arg| {
-            let values = arg.get_possible_values();
-            words.extend(
-                values.iter().map(|value| (value.get_name().to_owned(), value.get_help().map(ToString::to_string).unwrap_or_default())),
-            );
-        };
-        if let Some(option) = self.option {
-            values(option);
-        } else if self.typed.starts_with('-') {
-            let options = self.command.get_arguments().filter(|arg| !arg.is_hide_set());
-            let help = |arg: &Arg| arg.get_help().map(ToString::to_string).unwrap_or_default();
-            words.extend(options.filter_map(|arg| Some((format!("--{}", arg.get_long()?), help(arg)))));
-        } else {
-            self.command.get_positionals().for_each(values);
-            let commands = self.command.get_subcommands().filter(|command| !command.is_hide_set());
-            let about = |command: &Command| command.get_about().map(ToString::to_string).unwrap_or_default();
-            words.extend(commands.map(|command| (command.get_name().to_owned(), about(command))));
-        }
-        words.retain(|(word, _)| word.starts_with(self.typed));
-        let is_path = |option: &Arg| matches!(option.get_value_hint(), ValueHint::AnyPath | ValueHint::FilePath | ValueHint::DirPath);
-        let mut lines: Vec<String> = words.iter().map(|(word, meaning)| format!("{}{word}\t{meaning}", self.before)).collect();
-        lines.push(if self.option.is_some_and(is_path) { FILES } else { NO_FILES }.to_owned());
-        lines.join("\n")
-    }
+/// One word a line, each with what it means; last, whether the shell may add files, and a space.
+fn offers(cli: &mut Command, words: &[OsString]) -> String {
+    const NO_FILES: &str = ":4";
+    const NO_FILES_NO_SPACE: &str = ":6";
+    let args: Vec<OsString> = std::iter::once(OsString::from("sekisho")).chain(words.iter().cloned()).collect();
+    let last = args.len() - 1;
+    let here = std::env::current_dir().ok();
+    let found = engine::complete(cli, args, last, here.as_deref()).unwrap_or_default();
+    let line = |candidate: &CompletionCandidate| {
+        let help = candidate.get_help().map(ToString::to_string).unwrap_or_default();
+        let value = candidate.get_value().to_string_lossy().into_owned();
+        if help.is_empty() { value } else { format!("{value}\t{}", help.lines().next().unwrap_or_default()) }
+    };
+    // Folders and options that wait for a value go on in the same word.
+    let goes_on = |candidate: &CompletionCandidate| candidate.get_value().to_string_lossy().ends_with(['/', '=']);
+    let directive = if found.iter().any(goes_on) { NO_FILES_NO_SPACE } else { NO_FILES };
+    let lines = found.iter().filter(|candidate| !candidate.is_hide_set()).map(line);
+    lines.chain([directive.to_owned()]).collect::<Vec<_>>().join("\n")
 }
 
 pub(super) fn man(args: &ManArgs) -> Result<Exit, Failure> {
@@ -150,31 +116,33 @@ mod tests {
     use super::*;
 
     /// What is offered after these words; `_` stands for nothing typed yet.
-    fn offered(line: &str) -> (Vec<String>, String) {
-        let words: Vec<String> = line.split(' ').map(|word| if word == "_" { String::new() } else { word.to_owned() }).collect();
-        let mut cli = Cli::command();
-        cli.build();
-        let page = Place::at(&cli, &words).page();
+    fn offered(line: &str) -> Vec<String> {
+        let words: Vec<OsString> = line.split(' ').map(|word| if word == "_" { "" } else { word }.into()).collect();
+        let page = offers(&mut Cli::command(), &words);
         let mut lines: Vec<String> = page.lines().map(|line| line.split('\t').next().unwrap_or_default().to_owned()).collect();
         let directive = lines.pop().expect("a directive");
-        (lines, directive)
+        assert!(directive.starts_with(':'), "{page}");
+        lines
     }
 
     #[test]
-    fn kubectl_is_told_what_may_come_next() {
-        let words = |line: &str| offered(line).0;
-        assert_eq!(words("ob"), ["observe"]);
-        assert!(words("_").contains(&"status".to_owned()) && !words("_").contains(&"relay".to_owned()));
-        assert_eq!(words("observe --verd"), ["--verdict"]);
-        assert_eq!(words("observe --verdict d"), ["denied"]);
-        assert_eq!(words("observe --verdict=d"), ["--verdict=denied"]);
-        assert_eq!(words("observe --kind start,le"), ["start,ledger"]);
-        assert_eq!(words("observe -o _"), ["compact", "json", "dict"]);
-        assert_eq!(words("observe --follow --out"), ["--output"]);
-        assert_eq!(words("observe --namespace shop --all"), ["--all-nodes"]);
-        assert_eq!(words("mode en"), ["enforce"]);
-        assert_eq!(words("nonsense --x"), [""; 0]);
-        assert_eq!(offered("status --kubeconfig _"), (Vec::new(), ":0".to_owned()));
-        assert_eq!(offered("status --node _").1, ":4");
+    fn what_may_come_next_is_offered() {
+        assert_eq!(offered("ob"), ["observe"]);
+        assert!(offered("_").contains(&"status".to_owned()) && !offered("_").contains(&"relay".to_owned()));
+        assert_eq!(offered("observe --verd"), ["--verdict"]);
+        assert_eq!(offered("observe --verdict d"), ["denied"]);
+        assert_eq!(offered("observe --verdict=d"), ["--verdict=denied"]);
+        assert_eq!(offered("observe --kind start,le"), ["start,ledger"]);
+        assert_eq!(offered("observe --reason default"), ["default_deny"]);
+        assert_eq!(offered("observe -o _"), ["compact", "wide", "json", "dict"]);
+        assert_eq!(offered("observe --follow --out"), ["--output"]);
+        assert_eq!(offered("observe --namespace shop --all-no"), ["--all-nodes"]);
+        assert_eq!(offered("mode en"), ["enforce"]);
+        assert_eq!(offered("status --color n"), ["never"]);
+    }
+
+    #[test]
+    fn no_agent_offers_no_names_and_no_error() {
+        assert_eq!(offered("observe --socket /nowhere/sekisho.sock --namespace sh"), [""; 0]);
     }
 }

@@ -16,7 +16,7 @@ use super::output::{Format, OutputArgs, closed, paint};
 use super::{Exit, Failure, Machine, client, render};
 
 /// How long the agent may take: it is one of many things that are looked at.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 /// Pods in one sentence.
 const NAMED: usize = 3;
 
@@ -32,9 +32,9 @@ costs something, 3 when an agent cannot run here.";
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct DoctorArgs {
-    /// Where the agent's pins lie, or would
-    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
-    pin_dir: PathBuf,
+    /// Where the agent's pins lie, or would [default: where the running agent has them, else /sys/fs/bpf/sekisho]
+    #[arg(long, value_name = "DIR")]
+    pin_dir: Option<PathBuf>,
     /// Credentials whose rights are looked at [default: KUBECONFIG, or the pod's service account]
     #[arg(long, value_name = "PATH")]
     kubeconfig: Option<PathBuf>,
@@ -44,14 +44,18 @@ pub(super) struct DoctorArgs {
 
 pub(super) fn run(socket: &Path, args: &DoctorArgs, machine: &dyn Machine) -> Result<Exit, Failure> {
     let access = args.kubeconfig.clone().map(Access::Kubeconfig).or_else(Access::found);
-    let mut findings = machine.examine(&args.pin_dir, access.as_ref());
     client::converse(async {
         let asked = client::answered_within(PATIENCE, async {
             let mut client = client::connect(socket).await?;
             client.status(StatusRequest {}).await.map_err(|status| client::refused(&status))
         });
-        match asked.await {
-            Ok(status) => findings.extend(agent(&status.into_inner())),
+        let asked = asked.await.map(tonic::Response::into_inner);
+        // The programs of the agent that answers are its own, wherever it has pinned them.
+        let running = asked.as_ref().ok().map(|status| status.pin_dir.as_str()).filter(|pins| !pins.is_empty());
+        let pin_dir = args.pin_dir.as_deref().or(running.map(Path::new)).unwrap_or(Path::new(PIN_DIR));
+        let mut findings = machine.examine(pin_dir, access.as_ref());
+        match asked {
+            Ok(status) => findings.extend(agent(&status)),
             // Where none runs, what it would lack is told all the same.
             Err(failure) => findings.push(Finding::note("agent", failure.text)),
         }
@@ -136,7 +140,7 @@ fn print(findings: &[Finding], output: OutputArgs) -> Result<(), Failure> {
     };
     let mut out = std::io::stdout().lock();
     let text = match output.format() {
-        Format::Compact => render::findings(findings, paint()),
+        Format::Compact | Format::Wide => render::findings(findings, paint()),
         form => {
             let json = json!({"verdict": verdict, "findings": findings.iter().map(object).collect::<Vec<_>>()}).to_string();
             if form == Format::Json { json } else { render::dict(&json) }

@@ -1,16 +1,18 @@
 //! `sekisho explain`.
 
-use clap::Args;
-use sekisho_proto::ExplainRequest;
+use std::net::IpAddr;
 
-use crate::api::End;
+use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
+use sekisho_proto::ExplainRequest;
 
 use super::cluster::{self, ClusterArgs, Target};
 use super::output::{OutputArgs, Printer};
-use super::{Exit, Failure, client, render, values};
+use super::{Exit, Failure, client, complete, render, values};
 
 const EXAMPLES: &str = "Examples:
   sekisho explain --from shop/frontend --to shop/api --port 8080/TCP
+  sekisho explain -n shop --from frontend --to api --port 8080
   sekisho explain --from shop/api --to 192.0.2.7 --port 443
   sekisho explain --from shop/web --to shop/db --port ICMP
 
@@ -25,11 +27,14 @@ here has a say, 2 for wrong usage.";
 #[command(after_help = EXAMPLES)]
 pub(super) struct ExplainArgs {
     /// Who opens the connection
-    #[arg(long, value_name = "NS/POD or IP", value_parser = clap::value_parser!(End))]
-    from: End,
+    #[arg(long, value_name = "NS/POD or IP", value_parser = values::end, add = ArgValueCompleter::new(complete::names("pods")))]
+    from: String,
     /// To whom
-    #[arg(long, value_name = "NS/POD or IP", value_parser = clap::value_parser!(End))]
-    to: End,
+    #[arg(long, value_name = "NS/POD or IP", value_parser = values::end, add = ArgValueCompleter::new(complete::names("pods")))]
+    to: String,
+    /// Namespace of pods that are named without one
+    #[arg(short, long, value_name = "NS", default_value = "default", add = ArgValueCompleter::new(complete::names("namespaces")))]
+    namespace: String,
     /// Port and protocol of the destination; TCP where only a port is given
     #[arg(long, value_name = "PORT/PROTO", value_parser = values::port_and_protocol)]
     port: (u16, String),
@@ -43,7 +48,13 @@ impl ExplainArgs {
     /// What is asked of the agent.
     pub(super) fn request(&self) -> ExplainRequest {
         let (port, protocol) = &self.port;
-        ExplainRequest { from: self.from.to_string(), to: self.to.to_string(), port: u32::from(*port), protocol: protocol.clone() }
+        let [from, to] = [&self.from, &self.to].map(|end| self.settle(end));
+        ExplainRequest { from, to, port: u32::from(*port), protocol: protocol.clone() }
+    }
+
+    /// An end with its namespace, if it is a pod.
+    fn settle(&self, end: &str) -> String {
+        if end.contains('/') || end.parse::<IpAddr>().is_ok() { end.to_owned() } else { format!("{}/{end}", self.namespace) }
     }
 }
 

@@ -10,19 +10,25 @@ mod alerts;
 mod args;
 mod client;
 mod cluster;
+mod complete;
 mod completion;
 mod detach;
 mod doctor;
 mod explain;
+mod filters;
+mod fold;
 mod mode;
+mod names;
 mod observe;
 mod output;
+mod records;
 mod relay;
 mod render;
 mod status;
 #[cfg(test)]
 mod tests;
 mod values;
+mod version;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -104,7 +110,12 @@ pub trait Machine {
 /// The program: reads the arguments of this process, runs one command.
 pub fn main(machine: &dyn Machine) -> ExitCode {
     allow_open_files();
-    run(std::env::args_os(), machine)
+    let args: Vec<OsString> = std::env::args_os().collect();
+    // A shell that asks what may come next on a command line.
+    if let Some(exit) = completion::for_shell(&args) {
+        return exit.into();
+    }
+    run(args, machine)
 }
 
 const NO_SOURCE: &str =
@@ -180,6 +191,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, machine: &dyn Machine) -> E
             return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
         }
     };
+    cli.color.choose();
     if called == Called::Plugin
         && let Err(failure) = check_plugin(&cli.command)
     {
@@ -193,6 +205,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, machine: &dyn Machine) -> E
         Command::Alerts(args) => alerts::run(target(&args.cluster), args),
         Command::Explain(args) => explain::run(target(&args.cluster), args),
         Command::Mode(args) => mode::run(target(&args.cluster), args, machine),
+        Command::Version(args) => version::run(target(&args.cluster), args),
         Command::Doctor(args) => doctor::run(&cli.socket, args, machine),
         Command::Detach(args) => detach::run(args, machine),
         Command::Completion(args) => completion::completion(args),

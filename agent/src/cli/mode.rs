@@ -48,7 +48,7 @@ pub(super) fn run(target: Target<'_>, args: &ModeArgs, machine: &dyn Machine) ->
                 let on_pins = machine.observe_on_pins(&args.pin_dir);
                 let epoch = on_pins.map_err(|failure| Failure::new(failure.exit, format_args!("{unanswered}; {failure}")))?;
                 eprintln!("sekisho: {unanswered}; the mode is set on the pins in {}", args.pin_dir.display());
-                ModeResponse { mode: Mode::Observe.name().to_owned(), epoch }
+                ModeResponse { mode: Mode::Observe.name().to_owned(), epoch, ..ModeResponse::default() }
             }
             (Err(unanswered), Some(mode)) => {
                 let text = format!("{unanswered}; mode {mode} needs a running agent, only `sekisho mode observe` works without");

@@ -1,33 +1,43 @@
 //! `sekisho observe`: history, then what comes.
 
-use std::pin::pin;
-use std::task::Poll;
-
 use clap::Args;
 use prost_types::Timestamp;
-use sekisho_proto::{Filter, FlowsRequest, Kind, Record, Verdict};
-use tonic::Streaming;
+use sekisho_proto::FlowsRequest;
 
 use super::cluster::{self, Ask, ClusterArgs, Target};
-use super::output::{OutputArgs, Printer};
+use super::filters::FilterArgs;
+use super::fold::Fold;
+use super::output::OutputArgs;
+use super::records::{self, BothArgs, Page};
 use super::values::{self, Last};
-use super::{Exit, Failure, client, render};
+use super::{Exit, Failure, client, names};
 
 /// How much of the past is printed where nothing is said and nothing followed.
 const LAST: u64 = 20;
 
 const EXAMPLES: &str = "Examples:
-  sekisho observe                                    the last 20 records
-  sekisho observe --follow --verdict denied          what is turned back from now on, and why
-  sekisho observe --last all --pod shop/web          everything remembered about one pod
-  sekisho observe --since 5m --to-pod shop/db --port 5432
+  sekisho observe                                    the last 20 flows' records, a short line each
+  sekisho observe -f --verdict denied                what is turned back from now on, and why
+  sekisho observe -n shop --last all                 everything remembered about a namespace
+  sekisho observe -n shop --pod web -o wide          pods whose names begin with web, with all that fits on no screen
+  sekisho observe --since 5m --to-pod shop/db --to-port 5432
+  sekisho observe --since '2026-11-30 10:00' --until '2026-11-30 10:05'
+  sekisho observe -l app=web,tier!=canary --not --namespace kube-system
+  sekisho observe --workload deployment/web --reason default_deny
+  sekisho observe --policy shop/db-ingress           what a policy has decided
   sekisho observe --pod shop/web --from-pod          what that pod opened
   sekisho observe --all-nodes --follow               every node's, merged by time, through the API server
   sekisho observe --last all -o json --follow        the whole book: every kind, `seq` without a gap
 
 Filters are applied by the agent. A record passes if it matches every option that is given; an option may be given several \
-times or with a comma list, and then any of its values will do. Without a filter, alerts, ledgers and the other records \
-that are not flows are printed as well.
+times or with a comma list, and then any of its values will do. --not turns round the option behind it: what that matches is left \
+out. Without a filter, alerts, ledgers and the other records that are not flows are printed as well.
+
+A name without a namespace is one of those that -n gives, or of namespace default; with -A it may be in any. NS/ is every pod of a \
+namespace. Where nothing is found because no such pod, namespace, workload, Service or policy exists, that is said, with exit code 1.
+
+A line shows a flow once, also where both of its ends are seen: the end with the worse verdict speaks. --both shows each end, \
+and -o json is always one object for each end. Lines are as wide as the terminal; COLUMNS sets another width where there is none.
 
 Over several nodes: --last counts over all of them. A node that cannot be asked is named on stderr, and the exit code is 1. \
 With --follow it is tried again, and its records are told from where they broke off.";
@@ -36,104 +46,34 @@ With --follow it is tried again, and its records are told from where they broke 
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct ObserveArgs {
-    /// How many of the newest records that pass, or `all` [default: 20; none with --follow]
+    /// How many of the newest that pass, or `all` [default: 20; none with --follow]
     #[arg(long, value_name = "N or all", value_parser = values::last)]
     last: Option<Last>,
-    /// Nothing older: a time such as 2026-11-21T12:00:00Z, or how long ago, such as 5m
-    #[arg(long, value_name = "TIME", value_parser = values::since)]
+    /// Nothing older: how long ago, such as 5m, or a time such as 2026-11-21T12:00:00Z or '2026-11-21 12:00' (local)
+    #[arg(long, value_name = "TIME", value_parser = values::moment)]
     since: Option<Timestamp>,
+    /// Nothing newer, as with --since
+    #[arg(long, value_name = "TIME", value_parser = values::moment)]
+    until: Option<Timestamp>,
     /// Go on with what comes, until interrupted
     #[arg(short, long)]
     follow: bool,
     #[command(flatten)]
+    both: BothArgs,
+    #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
-    filter: FilterArgs,
+    filter: FilterArgs<false>,
     #[command(flatten)]
     pub(super) cluster: ClusterArgs,
-}
-
-/// Which records.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Filters")]
-struct FilterArgs {
-    /// How it was judged
-    #[arg(long, value_name = "V", value_delimiter = ',', ignore_case = true, value_parser = values::name::<Verdict>())]
-    verdict: Vec<Verdict>,
-    /// Namespace of either end
-    #[arg(long, value_name = "NS", value_delimiter = ',')]
-    namespace: Vec<String>,
-    /// Pod at either end
-    #[arg(long, value_name = "NS/POD", value_delimiter = ',', value_parser = values::pod)]
-    pod: Vec<String>,
-    /// Pod that opened the flow; without a value: it is the one of --pod
-    #[arg(long, value_name = "NS/POD", value_delimiter = ',', num_args = 0..=1, default_missing_value = "", value_parser = values::pod_or_bare)]
-    from_pod: Vec<String>,
-    /// Pod to which the flow was opened; without a value: it is the one of --pod
-    #[arg(long, value_name = "NS/POD", value_delimiter = ',', num_args = 0..=1, default_missing_value = "", value_parser = values::pod_or_bare)]
-    to_pod: Vec<String>,
-    /// Address of either end, or a CIDR that holds it
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = values::network)]
-    ip: Vec<String>,
-    /// Port of either end
-    #[arg(long, value_name = "P", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
-    port: Vec<u16>,
-    /// TCP, UDP, SCTP, ICMP, ICMPv4, ICMPv6, or a number
-    #[arg(long, value_name = "P", value_delimiter = ',', value_parser = values::protocol)]
-    protocol: Vec<String>,
-    /// What the record is: a moment of a flow's life, or about something else
-    #[arg(long, value_name = "K", value_delimiter = ',', ignore_case = true, value_parser = values::name::<Kind>())]
-    kind: Vec<Kind>,
-}
-
-impl FilterArgs {
-    fn message(&self) -> Result<Filter, Failure> {
-        let Ends { pods, from_pods, to_pods } = self.ends()?;
-        Ok(Filter {
-            kinds: self.kind.iter().map(|kind| *kind as i32).collect(),
-            verdicts: self.verdict.iter().map(|verdict| *verdict as i32).collect(),
-            namespaces: self.namespace.clone(),
-            pods,
-            from_pods,
-            to_pods,
-            ips: self.ip.clone(),
-            ports: self.port.iter().copied().map(u32::from).collect(),
-            protocols: self.protocol.clone(),
-        })
-    }
-
-    /// Which pods at which end: `--from-pod` and `--to-pod` without a value say at which end those of `--pod` are.
-    fn ends(&self) -> Result<Ends, Failure> {
-        let bare = |pods: &[String]| pods.iter().any(String::is_empty);
-        let named = |pods: &[String]| pods.iter().filter(|pod| !pod.is_empty()).cloned().collect::<Vec<_>>();
-        let mut ends = Ends { pods: self.pod.clone(), from_pods: named(&self.from_pod), to_pods: named(&self.to_pod) };
-        match (bare(&self.from_pod), bare(&self.to_pod)) {
-            (false, false) => {}
-            (from, _) if ends.pods.is_empty() => {
-                let option = if from { "--from-pod" } else { "--to-pod" };
-                return Err(Failure::new(Exit::Usage, format!("{option} of which pod? Give {option} NS/POD, or --pod NS/POD {option}")));
-            }
-            // At either end is what --pod says by itself.
-            (true, true) => {}
-            (true, false) => ends.from_pods.append(&mut ends.pods),
-            (false, true) => ends.to_pods.append(&mut ends.pods),
-        }
-        Ok(ends)
-    }
-}
-
-/// Pods by the end at which they are wanted.
-struct Ends {
-    pods: Vec<String>,
-    from_pods: Vec<String>,
-    to_pods: Vec<String>,
 }
 
 impl ObserveArgs {
     /// What is asked of the agent.
     pub(super) fn request(&self) -> Result<FlowsRequest, Failure> {
         let (all, last) = history(self.last, self.follow, self.since.is_some());
-        Ok(FlowsRequest { filter: Some(self.filter.message()?), last, all, since: self.since, follow: self.follow })
+        let (filter, exclude) = self.filter.messages()?;
+        Ok(FlowsRequest { filter: Some(filter), exclude, last, all, since: self.since, until: self.until, follow: self.follow })
     }
 }
 
@@ -149,40 +89,32 @@ pub(super) fn history(last: Option<Last>, follow: bool, since: bool) -> (bool, O
 }
 
 pub(super) fn run(target: Target<'_>, args: &ObserveArgs) -> Result<Exit, Failure> {
-    let request = args.request()?;
+    let mut request = args.request()?;
+    let folds = args.both.folds(args.output);
+    // A line may take two records: twice as many are asked for, and the newest lines shown.
+    let most = request.last.filter(|_| folds && !request.follow && !request.all);
+    if let Some(most) = most {
+        request.last = Some(most.saturating_mul(2));
+    }
+    let most = most.map(|most| usize::try_from(most).unwrap_or(usize::MAX));
     let socket = match target {
         Target::Socket(socket) => socket,
-        Target::Cluster(cluster) => return cluster::records(cluster, &Ask::Flows(request), args.output),
+        Target::Cluster(cluster) => return cluster::records(cluster, &Ask::Flows(request), args.output, folds, most),
     };
     client::converse(async {
-        let records = client::answered(async {
+        let filter = request.filter.clone().unwrap_or_default();
+        let follow = request.follow;
+        let (client, records) = client::answered(async {
             let mut client = client::connect(socket).await?;
-            client.flows(request).await.map_err(|status| client::refused(&status))
-        });
-        let records = records.await?.into_inner();
-        print(records, Printer::new(args.output)).await
-    })
-}
-
-/// Prints a stream to its end. Whatever has come is flushed before waiting for more.
-pub(super) async fn print(mut records: Streaming<Record>, mut printer: Printer) -> Result<Exit, Failure> {
-    loop {
-        let ready = {
-            let mut next = pin!(records.message());
-            std::future::poll_fn(|context| Poll::Ready(next.as_mut().poll(context))).await
-        };
-        let next = match ready {
-            Poll::Ready(next) => next,
-            Poll::Pending => {
-                printer.flush()?;
-                records.message().await
-            }
-        };
-        match next.map_err(|status| client::refused(&status))? {
-            Some(record) => printer.print(&record, render::record)?,
-            None => break,
+            let records = client.flows(request).await.map_err(|status| client::refused(&status))?;
+            Ok((client, records.into_inner()))
+        })
+        .await?;
+        if follow {
+            names::warn(names::missing_here(&filter, &client).await);
         }
-    }
-    printer.flush()?;
-    Ok(Exit::Done)
+        let mut page = Page::new(args.output, folds.then(|| Fold::new(false)), 0).with_newest(most);
+        records::print(records, &mut page).await?;
+        if page.is_empty() { names::nothing(names::missing_here(&filter, &client).await) } else { Ok(Exit::Done) }
+    })
 }

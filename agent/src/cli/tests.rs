@@ -211,8 +211,15 @@ fn observe_refuses_in_sentences() {
     assert!(refused("observe --pod a/b/c").contains("NAMESPACE/POD"));
     assert!(refused("observe --protocol http").contains("ICMPv6"));
     assert!(refused("observe --port 70000").contains("70000"));
-    assert!(refused("observe --port 0").contains("1..=65535"));
-    assert!(refused("observe --output xml").contains("compact, json, dict"));
+    assert!(refused("observe --port 0").contains("from 1 to 65535"));
+    assert!(refused("observe --output xml").contains("compact, wide, json, dict"));
+    assert!(refused("observe -l app=we=b").contains("label selector"));
+    assert!(refused("observe --workload a/b/c/d").contains("KIND/NAME"));
+    assert!(refused("observe --reason boredom").contains("default_deny"));
+    assert!(refused("observe --not").contains("--not --namespace"));
+    assert!(refused("observe --not --follow --pod a/b").contains("directly before"));
+    assert!(refused("alerts --severity dire").contains("high"));
+    assert!(refused("alerts --verdict denied").contains("--verdict"));
 }
 
 #[test]
@@ -225,7 +232,10 @@ fn explain_takes_pods_addresses_and_ports() {
     assert_eq!((asked.from.as_str(), asked.to.as_str(), asked.port, asked.protocol.as_str()), ("shop/web", "10.0.0.1", 53, "UDP"));
     let asked = request("explain --from fd00::1 --to shop/db --port 80");
     assert_eq!((asked.port, asked.protocol.as_str()), (80, "TCP"));
-    assert!(refused("explain --from web --to shop/db --port 80").contains("NAMESPACE/POD or an address"));
+    let asked = request("explain -n shop --from web --to 10.0.0.1 --port 80");
+    assert_eq!((asked.from.as_str(), asked.to.as_str()), ("shop/web", "10.0.0.1"));
+    assert_eq!(request("explain --from web --to shop/db --port 80").from, "default/web");
+    assert!(refused("explain --from shop/web/x --to shop/db --port 80").contains("NAMESPACE/POD or an address"));
     assert!(refused("explain --from a/b --to c/d --port http").contains("`http` is a name"));
     assert!(refused("explain --from a/b --to c/d --port 80/HTTP").contains("PORT/TCP"));
     assert!(refused("explain --from a/b --to c/d --port 0").contains("port 0"));
@@ -243,11 +253,11 @@ fn values() {
     }
     assert_eq!(values::duration("1h30m"), Ok(Duration::from_mins(90)));
     assert_eq!(values::duration("500ms"), Ok(Duration::from_millis(500)));
-    for wrong in ["", "5", "m", "5x", "0s", "5m 3s", "1é"] {
+    for wrong in ["", "5", "m", "5x", "0s", "-5m", "1 month", "1é"] {
         assert!(values::duration(wrong).is_err(), "{wrong}");
     }
-    assert_eq!(values::since("2026-11-21T13:00:00.5+01:00").map(|time| (time.seconds, time.nanos)), Ok((1_795_262_400, 500_000_000)));
-    assert!(values::since("2026-11-21").is_err() && values::since("2026-11-21T12:00:00").is_err());
+    assert_eq!(values::duration("5m 3s"), Ok(Duration::from_secs(303)));
+    assert_eq!(values::duration("2d"), Ok(Duration::from_hours(48)));
     assert_eq!(values::last("ALL"), Ok(Last::All));
     assert_eq!(values::last("7"), Ok(Last::Count(7)));
     assert!(values::last("-1").is_err());
@@ -327,5 +337,113 @@ fn a_plugin_does_nothing_to_the_machine_at_which_it_is_typed() {
         let words = std::iter::once("kubectl-sekisho").chain(command.split(' ')).map(OsString::from);
         assert_eq!(format!("{:?}", run(words, &notes)), code(Exit::Usage), "{command}");
         assert!(notes.pins.borrow().is_empty() && notes.agent.borrow().is_none());
+    }
+}
+
+#[test]
+fn a_moment_is_how_long_ago_or_a_time_of_any_form() {
+    // Noon in Tokyo.
+    let now: jiff::Zoned = "2026-11-21T12:00:00+09:00[+09:00]".parse().expect("a time");
+    let at = |text: &str| values::moment_at(text, &now).map(|time| (time.seconds, time.nanos)).ok();
+    let noon = 1_795_262_400 - 9 * 3600;
+    assert_eq!(at("2026-11-21T13:00:00.5+01:00"), Some((1_795_262_400, 500_000_000)));
+    assert_eq!(at("2026-11-21 12:00:00Z"), Some((1_795_262_400, 0)));
+    assert_eq!(at("5m"), Some((noon - 300, 0)));
+    assert_eq!(at("1h30m"), Some((noon - 5400, 0)));
+    for local in ["2026-11-21 11:30", "2026-11-21T11:30:00", "11:30"] {
+        assert_eq!(at(local), Some((noon - 1800, 0)), "{local}");
+    }
+    assert_eq!(at("2026-11-21"), Some((noon - 12 * 3600, 0)));
+    for wrong in ["yesterday", "", "5", "2026-13-01", "25:00", "1900-01-01T00:00:00Z"] {
+        assert_eq!(at(wrong), None, "{wrong}");
+    }
+}
+
+#[test]
+fn not_turns_round_the_next_filter_and_no_other() {
+    let request = observed("observe --not -n kube-system,default --pod shop/web --not --port 53 --port 80 --not --pod=a/b");
+    let filter = request.filter.expect("a filter");
+    assert_eq!((filter.pods, filter.ports), (vec!["shop/web".to_owned()], vec![80]));
+    assert!(filter.namespaces.is_empty());
+    let mut exclude = request.exclude;
+    exclude.sort_by_key(|filter| (filter.ports.len(), filter.pods.len()));
+    assert_eq!(exclude.len(), 3);
+    assert_eq!(exclude[0].namespaces, ["kube-system", "default"]);
+    assert_eq!((exclude[1].pods.clone(), exclude[2].ports.clone()), (vec!["a/b".to_owned()], vec![53]));
+}
+
+#[test]
+fn names_are_in_the_namespace_that_n_gives() {
+    let pods = |line: &str| observed(line).filter.expect("a filter").pods;
+    assert_eq!(pods("observe --pod web"), ["default/web"]);
+    assert_eq!(pods("observe -n shop --pod web"), ["shop/web"]);
+    assert_eq!(pods("observe -n a,b --pod web,c/d"), ["a/web", "b/web", "c/d"]);
+    assert_eq!(pods("observe -A --pod web"), ["/web"]);
+    assert_eq!(pods("observe -n shop -A --pod web"), ["/web"]);
+    assert_eq!(pods("observe --pod shop/"), ["shop/"]);
+    let all = observed("observe -n shop -A").filter.expect("a filter");
+    assert!(all.namespaces.is_empty());
+    let of = observed("observe -n shop --policy p --service s --to-workload deploy/w").filter.expect("a filter");
+    assert_eq!((of.policies, of.services), (vec!["shop/p".to_owned()], vec!["shop/s".to_owned()]));
+    let workload = &of.to_workloads[0];
+    assert_eq!((workload.namespace.as_deref(), workload.kind.as_deref(), workload.name.as_str()), (Some("shop"), Some("Deployment"), "w"));
+}
+
+#[test]
+fn a_workload_is_named_with_or_without_kind_and_namespace() {
+    let parts = |text: &str| values::workload(text).ok();
+    assert_eq!(parts("web").as_deref(), Some("//web"));
+    assert_eq!(parts("sts/db").as_deref(), Some("/StatefulSet/db"));
+    assert_eq!(parts("shop/db").as_deref(), Some("shop//db"));
+    assert_eq!(parts("shop/CronJob/nightly").as_deref(), Some("shop/CronJob/nightly"));
+    assert_eq!(parts("shop/rollout/web").as_deref(), Some("shop/rollout/web"));
+    assert_eq!((parts(""), parts("a/"), parts("a/b/c/d")), (None, None, None));
+}
+
+#[test]
+fn every_filter_of_kubectl_and_hubble_reaches_the_agent() {
+    let line = "observe --from-namespace a --to-namespace b --from-ip 10.0.0.0/8 --to-ip ::1 --from-port 1 --to-port 2 -l app=web,!x \
+                --label tier=db --from-label a --to-selector b=c --reason default_deny,not_ready --type start --until 2026-11-21T12:00:00Z";
+    let request = observed(line);
+    assert_eq!(request.until.map(|until| until.seconds), Some(1_795_262_400));
+    let filter = request.filter.expect("a filter");
+    assert_eq!((filter.from_namespaces.concat(), filter.to_namespaces.concat()), ("a".to_owned(), "b".to_owned()));
+    assert_eq!((filter.from_ips.concat(), filter.to_ips.concat()), ("10.0.0.0/8".to_owned(), "::1".to_owned()));
+    assert_eq!((filter.from_ports, filter.to_ports), (vec![1], vec![2]));
+    assert_eq!(
+        (filter.selectors, filter.from_selectors, filter.to_selectors.concat()),
+        (vec!["app=web,!x".to_owned(), "tier=db".to_owned()], vec!["a".to_owned()], "b=c".to_owned())
+    );
+    assert_eq!((filter.reasons.len(), filter.kinds), (2, vec![Kind::Start as i32]));
+}
+
+#[test]
+fn alerts_are_asked_for_by_severity_rule_time_and_namespace() {
+    let Command::Alerts(args) =
+        parse("alerts --severity high,critical --rule scan -n shop --since 1h --not --rule scan.vertical").expect("good").command
+    else {
+        panic!("not alerts")
+    };
+    let request = args.request().expect("good");
+    let filter = request.filter.expect("a filter");
+    assert_eq!(
+        (filter.severities, filter.rules, filter.namespaces),
+        (vec!["high".to_owned(), "critical".to_owned()], vec!["scan".to_owned()], vec!["shop".to_owned()])
+    );
+    assert_eq!(request.exclude[0].rules, ["scan.vertical"]);
+    assert!(request.all && request.since.is_some());
+}
+
+#[test]
+fn text_is_compact_unless_json_is_asked_for() {
+    use super::output::Format;
+    let format = |line: &str| match parse(line).expect(line).command {
+        Command::Version(args) => args.format(),
+        other => panic!("not version: {other:?}"),
+    };
+    // The tests' own stdout is no terminal.
+    assert_eq!(format("version"), Format::Compact);
+    for line in ["version -o json", "version -o jsonl", "version --output jsonpb"] {
+        assert_eq!(format(line), Format::Json, "{line}");
     }
 }

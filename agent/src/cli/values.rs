@@ -1,12 +1,15 @@
 //! Values on the command line: each parser answers with a sentence that says what is expected.
 
 use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr as _;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use jiff::civil::{DateTime, Time};
+use jiff::{Span, SpanRelativeTo, Zoned};
 use prost_types::Timestamp;
-use sekisho_proto::{Name, from_nanoseconds};
+use sekisho_proto::from_nanoseconds;
+
+use crate::api::End;
+use crate::inventory::Selector;
 
 /// `--last N` or `--last all`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,44 +59,42 @@ pub(super) fn log_level(text: &str) -> Result<String, String> {
     }
 }
 
-/// A duration of one or more parts: `500ms`, `30s`, `1h30m`, `2d`.
+/// A duration: `500ms`, `30s`, `1h30m`, `2d`, `5 minutes`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     const WRONG: &str = "give a duration such as 500ms, 30s, 5m or 1h30m";
-    let mut rest = text;
-    let mut total = Duration::ZERO;
-    while !rest.is_empty() {
-        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let number: u64 = rest[..digits].parse().map_err(|_| WRONG)?;
-        rest = &rest[digits..];
-        let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
-        let milliseconds = match &rest[..letters] {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return Err(WRONG.to_owned()),
-        };
-        rest = &rest[letters..];
-        let part = number.checked_mul(milliseconds).map(Duration::from_millis).ok_or(WRONG)?;
-        total = total.checked_add(part).ok_or(WRONG)?;
-    }
-    if total.is_zero() { Err(WRONG.to_owned()) } else { Ok(total) }
+    let span: Span = text.parse().map_err(|_| WRONG)?;
+    let length = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| WRONG)?;
+    let length = Duration::try_from(length).map_err(|_| WRONG)?;
+    if length.is_zero() { Err(WRONG.to_owned()) } else { Ok(length) }
 }
 
-/// A moment: RFC 3339, or how long ago.
-pub(super) fn since(text: &str) -> Result<Timestamp, String> {
-    if let Ok(ago) = duration(text) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let then = now.saturating_sub(ago).as_nanos();
-        return Ok(from_nanoseconds(u64::try_from(then).unwrap_or(u64::MAX)));
+/// A moment: how long ago, or a time. A time without a zone is one of this machine's zone.
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
+    moment_at(text, &Zoned::now())
+}
+
+/// The same at a given time.
+pub(super) fn moment_at(text: &str, now: &Zoned) -> Result<Timestamp, String> {
+    const WRONG: &str =
+        "give how long ago, such as 5m, or a time such as 2026-11-21T12:00:00Z, 2026-11-21 12:00 (local time) or 12:00 (today)";
+    let time = match duration(text) {
+        Ok(ago) => now.timestamp().checked_sub(ago).map_err(|_| WRONG)?,
+        Err(_) => absolute(text, now).ok_or(WRONG)?,
+    };
+    let nanoseconds = u64::try_from(time.as_nanosecond()).map_err(|_| WRONG)?;
+    Ok(from_nanoseconds(nanoseconds))
+}
+
+fn absolute(text: &str, now: &Zoned) -> Option<jiff::Timestamp> {
+    if let Ok(time) = text.parse::<jiff::Timestamp>() {
+        return Some(time);
     }
-    // The protobuf library would take a date without a zone as UTC; a person may have meant local time.
-    let zoned = text.ends_with(['Z', 'z']) || text.get(19..).is_some_and(|rest| rest.contains(['+', '-']));
-    if !zoned {
-        return Err("give a time such as 2026-11-21T12:00:00Z, or how long ago, such as 5m".to_owned());
-    }
-    Timestamp::from_str(text).map_err(|_| "give a time such as 2026-11-21T12:00:00Z, or how long ago, such as 5m".to_owned())
+    let local = match (text.parse::<DateTime>(), text.parse::<Time>()) {
+        (Ok(date_and_time), _) => date_and_time,
+        (_, Ok(time)) => now.date().to_datetime(time),
+        _ => return None,
+    };
+    local.to_zoned(now.time_zone().clone()).ok().map(|zoned| zoned.timestamp())
 }
 
 /// An address and port.
@@ -108,14 +109,16 @@ pub(super) fn network(text: &str) -> Result<String, String> {
     if known { Ok(text.to_owned()) } else { Err("give an address or a CIDR, such as 10.1.0.3 or 10.1.0.0/16".to_owned()) }
 }
 
-/// `NAMESPACE/POD`; a pod alone is one of namespace `default`.
+/// `NAMESPACE/POD`, or a part of it: `NAMESPACE/`, `/POD`, `POD`.
 pub(super) fn pod(text: &str) -> Result<String, String> {
-    let parts: Vec<&str> = text.split('/').collect();
-    match parts.as_slice() {
-        [name] if !name.is_empty() => Ok(format!("default/{name}")),
-        [namespace, name] if !namespace.is_empty() && !name.is_empty() => Ok(text.to_owned()),
-        _ => Err("give NAMESPACE/POD".to_owned()),
-    }
+    in_namespace(text)
+        .ok_or_else(|| "give NAMESPACE/POD, where POD may be the beginning of a name; NAMESPACE/ is every pod in it".to_owned())
+}
+
+/// An end of a connection: an address, `NAMESPACE/POD`, or a pod alone.
+pub(super) fn end(text: &str) -> Result<String, String> {
+    let bare = !text.is_empty() && !text.contains('/');
+    if bare || text.parse::<End>().is_ok() { Ok(text.to_owned()) } else { Err("give NAMESPACE/POD or an address".to_owned()) }
 }
 
 /// As [`pod`]; empty where the option came without a value.
@@ -123,17 +126,66 @@ pub(super) fn pod_or_bare(text: &str) -> Result<String, String> {
     if text.is_empty() { Ok(String::new()) } else { pod(text) }
 }
 
+/// The name of a Service or policy in its namespace.
+pub(super) fn name_of(text: &str) -> Result<String, String> {
+    in_namespace(text).ok_or_else(|| "give NAMESPACE/NAME".to_owned())
+}
+
+fn in_namespace(text: &str) -> Option<String> {
+    let name = text.split_once('/').map_or(text, |(_, name)| name);
+    (!text.is_empty() && text != "/" && !name.contains('/')).then(|| text.to_owned())
+}
+
+/// Kinds of workloads, with the short names that kubectl knows.
+const WORKLOADS: [(&str, &[&str]); 8] = [
+    ("Deployment", &["deployments", "deploy"]),
+    ("StatefulSet", &["statefulsets", "sts"]),
+    ("DaemonSet", &["daemonsets", "ds"]),
+    ("ReplicaSet", &["replicasets", "rs"]),
+    ("ReplicationController", &["replicationcontrollers", "rc"]),
+    ("Job", &["jobs"]),
+    ("CronJob", &["cronjobs", "cj"]),
+    ("Pod", &["pods", "po"]),
+];
+
+/// `NAME`, `KIND/NAME`, `NAMESPACE/NAME` or `NAMESPACE/KIND/NAME`, written out as the last with what is missing left empty.
+pub(super) fn workload(text: &str) -> Result<String, String> {
+    let known = |kind: &str| {
+        let is = |(name, others): &&(&str, &[&str])| name.eq_ignore_ascii_case(kind) || others.iter().any(|o| o.eq_ignore_ascii_case(kind));
+        WORKLOADS.iter().find(is).map(|(name, _)| *name)
+    };
+    let parts: Vec<&str> = text.split('/').collect();
+    let (namespace, kind, name) = match parts.as_slice() {
+        [name] => ("", "", *name),
+        [first, name] => known(first).map_or((*first, "", *name), |kind| ("", kind, *name)),
+        // A custom resource may own pods too.
+        [namespace, kind, name] => (*namespace, known(kind).unwrap_or(kind), *name),
+        _ => ("", "", ""),
+    };
+    if name.is_empty() {
+        return Err("give a workload as NAME, KIND/NAME, NAMESPACE/NAME or NAMESPACE/KIND/NAME, such as deployment/web".to_owned());
+    }
+    Ok(format!("{namespace}/{kind}/{name}"))
+}
+
+/// A label selector as kubectl takes it.
+pub(super) fn selector(text: &str) -> Result<String, String> {
+    text.parse::<Selector>().map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// A port.
+pub(super) fn port(text: &str) -> Result<String, String> {
+    match text.parse::<u16>() {
+        Ok(1..) => Ok(text.to_owned()),
+        _ => Err(format!("`{text}` is not a port: give a number from 1 to 65535")),
+    }
+}
+
 /// `TCP`, `UDP`, `SCTP`, `ICMP` (both families), `ICMPv4`, `ICMPv6`, or a protocol number.
 pub(super) fn protocol(text: &str) -> Result<String, String> {
     const NAMES: [&str; 6] = ["TCP", "UDP", "SCTP", "ICMP", "ICMPv4", "ICMPv6"];
     let known = NAMES.iter().any(|name| name.eq_ignore_ascii_case(text)) || text.parse::<u8>().is_ok();
     if known { Ok(text.to_owned()) } else { Err(format!("give one of {}, or a protocol number", NAMES.join(", "))) }
-}
-
-/// One of an enum's names.
-pub(super) fn name<E: Name + Send + Sync>() -> impl TypedValueParser<Value = E> {
-    let names = PossibleValuesParser::new(E::NAMES.iter().map(|(_, name)| *name));
-    names.try_map(|text| E::from_name(&text).ok_or("it is none of the names"))
 }
 
 /// The port and protocol of `explain`: `80`, `80/TCP`, `53/UDP`, or `ICMP` without a port.

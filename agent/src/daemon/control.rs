@@ -20,6 +20,8 @@ pub(super) enum Command {
     Status(Sender<proto::StatusResponse>),
     /// What would be decided, and why.
     Explain(proto::ExplainRequest, Sender<Result<proto::ExplainResponse, Refusal>>),
+    /// Names of objects.
+    Names(proto::NamesRequest, Sender<Result<proto::NamesResponse, Refusal>>),
     /// The mode; set first where one is given.
     Mode(Option<u32>, Sender<Result<proto::ModeResponse, Refusal>>),
     /// Look whether pods, interfaces or addresses of this node have come or gone.
@@ -95,6 +97,10 @@ impl Agent for Control {
 
     fn explain(&self, request: &proto::ExplainRequest) -> Result<proto::ExplainResponse, Refusal> {
         self.ask(|answer| Command::Explain(request.clone(), answer))?
+    }
+
+    fn names(&self, request: &proto::NamesRequest) -> Result<proto::NamesResponse, Refusal> {
+        self.ask(|answer| Command::Names(request.clone(), answer))?
     }
 
     fn mode(&self) -> Result<proto::ModeResponse, Refusal> {

@@ -12,6 +12,7 @@ mod kernel;
 mod lingering;
 mod logging;
 mod lookout;
+mod names;
 mod notices;
 mod policy;
 mod pump;

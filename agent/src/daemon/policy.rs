@@ -212,7 +212,7 @@ impl Pump {
             self.mode_is_set(epoch);
         }
         let mode = mode::name(self.datapath.mode()).unwrap_or("unknown").to_owned();
-        Ok(proto::ModeResponse { mode, epoch: self.datapath.epoch() })
+        Ok(proto::ModeResponse { mode, epoch: self.datapath.epoch(), node: self.args.node_name.clone() })
     }
 }
 

@@ -396,6 +396,7 @@ impl Pump {
         match command {
             Command::Status(answer) => drop(answer.send(self.status())),
             Command::Explain(request, answer) => drop(answer.send(self.explain(&request))),
+            Command::Names(request, answer) => drop(answer.send(self.names(&request))),
             Command::Mode(set, answer) => drop(answer.send(self.mode(set))),
             Command::Look | Command::News | Command::Stop => {}
         }

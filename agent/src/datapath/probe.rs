@@ -1,6 +1,6 @@
 //! What the doctor looks at in the kernel. It changes nothing and attaches nothing.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -82,12 +82,24 @@ pub struct Neighbour {
     pub program: String,
     /// It runs before ours.
     pub first: bool,
+    /// Whose it is.
+    pub owner: ProgramOwner,
 }
 
-/// Others' programs at interfaces that lead to pods. Needs `NET_ADMIN`.
+/// Whose a program is that is not the examined agent's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProgramOwner {
+    /// Another product's.
+    Foreign,
+    /// Another Sekisho agent's, with its pin directory where that is visible from here.
+    Sekisho(Option<PathBuf>),
+}
+
+/// Other programs at interfaces that lead to pods, those of other Sekisho agents included. Needs `NET_ADMIN`.
 pub fn neighbours(pin_dir: &Path) -> io::Result<Vec<Neighbour>> {
     let mut netlink = Netlink::open()?;
-    let ours = ours(pin_dir);
+    let ours = programs(pin_dir);
+    let siblings = siblings(pin_dir);
     let mut found = Vec::new();
     for link in netlink.links(None)?.into_iter().filter(|link| link.nsid.is_some()) {
         for side in [attach_type::TCX_INGRESS, attach_type::TCX_EGRESS] {
@@ -100,7 +112,13 @@ pub fn neighbours(pin_dir: &Path) -> io::Result<Vec<Neighbour>> {
             let own = programs.iter().position(|id| ours.contains(id));
             for (at, id) in programs.iter().enumerate().filter(|(_, id)| !ours.contains(id)) {
                 let program = bpf::program_name(*id).ok().filter(|name| !name.is_empty()).unwrap_or_else(|| format!("program {id}"));
-                found.push(Neighbour { interface: link.name.clone(), hook: "tcx", program, first: own.is_some_and(|own| at < own) });
+                let owner = match siblings.get(id) {
+                    Some(pins) => ProgramOwner::Sekisho(Some(pins.clone())),
+                    // Its pins may lie on a bpffs that is not mounted here.
+                    None if POD_PROGRAMS.contains(&program.as_str()) => ProgramOwner::Sekisho(None),
+                    None => ProgramOwner::Foreign,
+                };
+                found.push(Neighbour { interface: link.name.clone(), hook: "tcx", program, first: own.is_some_and(|own| at < own), owner });
             }
         }
         for hook in [Hook::Ingress, Hook::Egress] {
@@ -108,15 +126,45 @@ pub fn neighbours(pin_dir: &Path) -> io::Result<Vec<Neighbour>> {
             let own = filters.iter().position(filters::Filter::ours);
             for (at, filter) in filters.iter().enumerate().filter(|(_, filter)| !filter.ours() && filter.program != 0) {
                 let program = if filter.name.is_empty() { format!("program {}", filter.program) } else { filter.name.clone() };
-                found.push(Neighbour { interface: link.name.clone(), hook: "tc", program, first: own.is_some_and(|own| at < own) });
+                let (first, owner) = (own.is_some_and(|own| at < own), ProgramOwner::Foreign);
+                found.push(Neighbour { interface: link.name.clone(), hook: "tc", program, first, owner });
             }
         }
     }
     Ok(found)
 }
 
+/// The names of our programs at a pod's interface.
+const POD_PROGRAMS: [&str; 2] = ["pod_egress", "pod_ingress"];
+/// How deep below a bpffs pin directories are looked for, and in how many directories at most.
+const DEPTH: usize = 3;
+const DIRECTORIES: usize = 4096;
+
+/// Programs of the other agents whose pins are visible, each with its agent's pin directory.
+fn siblings(pin_dir: &Path) -> HashMap<u32, PathBuf> {
+    let own = pin_dir.canonicalize().unwrap_or_else(|_| pin_dir.to_owned());
+    let near = own.parent().filter(|parent| os::is_bpffs(parent).unwrap_or(false));
+    let mut left: VecDeque<(PathBuf, usize)> =
+        [Path::new("/sys/fs/bpf")].into_iter().chain(near).map(|root| (root.to_owned(), 0)).collect();
+    let mut found = HashMap::new();
+    for _ in 0..DIRECTORIES {
+        let Some((directory, depth)) = left.pop_front() else { break };
+        if directory == own {
+            continue;
+        }
+        let programs = programs(&directory);
+        if !programs.is_empty() {
+            found.extend(programs.into_iter().map(|program| (program, directory.clone())));
+        } else if depth < DEPTH {
+            let below = fs::read_dir(&directory).into_iter().flatten().flatten();
+            left.extend(below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| (entry.path(), depth + 1)));
+        }
+    }
+    found
+}
+
 /// Programs behind the links that are pinned below a directory.
-fn ours(pin_dir: &Path) -> HashSet<u32> {
+fn programs(pin_dir: &Path) -> HashSet<u32> {
     let folders = layouts(pin_dir).into_iter().map(|layout| layout.join("links"));
     let pins = folders.filter_map(|folder| fs::read_dir(folder).ok()).flat_map(Iterator::flatten);
     let links = pins.filter_map(|pin| bpf::open_pin(&pin.path()).ok());

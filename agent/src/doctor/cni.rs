@@ -1,14 +1,14 @@
 //! Which CNI made the pods' networks, as far as it shows: its configuration, its interfaces, its processes; and what its own
 //! programs mean for ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::Finding;
-use crate::datapath::probe::{self, Interface, Neighbour};
+use crate::datapath::probe::{self, Interface, Neighbour, ProgramOwner};
 
 /// Where configurations lie; the second is the node's, seen from a pod with its processes.
 const FOLDERS: [&str; 2] = ["/etc/cni/net.d", "/proc/1/root/etc/cni/net.d"];
@@ -88,11 +88,36 @@ pub(super) fn examine(pin_dir: &Path) -> Vec<Finding> {
         Ok(interfaces) => findings.extend(ends(&interfaces)),
         Err(error) => findings.push(Finding::note("interfaces", format!("they cannot be listed: {error}"))),
     }
-    findings.push(match probe::neighbours(pin_dir) {
-        Ok(neighbours) => others(&neighbours),
-        Err(error) => Finding::note("hooks", format!("others' programs at pods' interfaces cannot be seen: {error}")),
-    });
+    match probe::neighbours(pin_dir) {
+        Ok(neighbours) => {
+            let (foreign, own): (Vec<_>, Vec<_>) = neighbours.into_iter().partition(|other| other.owner == ProgramOwner::Foreign);
+            findings.push(others(&foreign));
+            findings.extend(siblings(&own));
+        }
+        Err(error) => findings.push(Finding::note("hooks", format!("others' programs at pods' interfaces cannot be seen: {error}"))),
+    }
     findings
+}
+
+/// Other Sekisho agents whose programs are at pods' interfaces of this node.
+pub(super) fn siblings(programs: &[Neighbour]) -> Vec<Finding> {
+    let mut agents: BTreeMap<Option<&Path>, BTreeSet<&str>> = BTreeMap::new();
+    for program in programs {
+        if let ProgramOwner::Sekisho(pins) = &program.owner {
+            agents.entry(pins.as_deref()).or_default().insert(&program.interface);
+        }
+    }
+    let finding = |(pins, interfaces): (Option<&Path>, BTreeSet<&str>)| {
+        let pins = pins.map_or_else(|| "whose pins are not visible here".to_owned(), |pins| format!("with pin dir {}", pins.display()));
+        let first = interfaces.first().copied().unwrap_or_default();
+        let place = if interfaces.len() == 1 { first.to_owned() } else { format!("{} interfaces, {first} among them", interfaces.len()) };
+        let cost = "both judge: a flow passes only if both allow it, and each records it; what one drops first the other does not see";
+        let found = format!("another Sekisho agent, {pins}, has programs on {place}");
+        let remedy = "if only one is meant to run, stop the other and remove what it left with `sekisho detach --pin-dir`; \
+                      to examine the other, name its pins with --pin-dir";
+        Finding { cost: Some(cost.to_owned()), ..Finding::note("hooks", found) }.remedy(remedy)
+    };
+    agents.into_iter().map(finding).collect()
 }
 
 /// The plugins of the configuration that is in use: of the file whose name sorts first, as runtimes choose it.
@@ -196,7 +221,7 @@ pub(super) fn others(neighbours: &[Neighbour]) -> Finding {
         names.dedup();
         let more = names.len().saturating_sub(NAMED);
         names.truncate(NAMED);
-        let interfaces: std::collections::BTreeSet<&str> = all.iter().map(|other| other.interface.as_str()).collect();
+        let interfaces: BTreeSet<&str> = all.iter().map(|other| other.interface.as_str()).collect();
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let first = interfaces.first().copied().unwrap_or_default();
         let place = if interfaces.len() == 1 { first.to_owned() } else { format!("{} interfaces, {first} among them", interfaces.len()) };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::datapath::probe::{Interface, Neighbour};
+use crate::datapath::probe::{Interface, Neighbour, ProgramOwner};
 use crate::inventory::kube::Right;
 
 fn interface(name: &str) -> Interface {
@@ -11,7 +11,7 @@ fn interface(name: &str) -> Interface {
 }
 
 fn neighbour(first: bool) -> Neighbour {
-    Neighbour { interface: "veth1".to_owned(), hook: "tcx", program: "cil_from_container".to_owned(), first }
+    Neighbour { interface: "veth1".to_owned(), hook: "tcx", program: "cil_from_container".to_owned(), first, owner: ProgramOwner::Foreign }
 }
 
 #[test]
@@ -73,6 +73,20 @@ fn programs_before_ours_cost_something_and_those_behind_are_named() {
     assert_eq!(cni::others(&[neighbour(false)]).state, State::Note);
     let before = cni::others(&[neighbour(false), neighbour(true)]);
     assert!(before.state == State::Lack && before.found.contains("cil_from_container (tcx) on veth1"), "{before:?}");
+}
+
+#[test]
+fn another_agent_of_ours_is_named_by_its_pins_and_is_no_lack() {
+    let of = |pins: Option<&str>, interface: &str| Neighbour {
+        interface: interface.to_owned(),
+        program: "pod_egress".to_owned(),
+        owner: ProgramOwner::Sekisho(pins.map(Into::into)),
+        ..neighbour(true)
+    };
+    let found = cni::siblings(&[of(Some("/sys/fs/bpf/b"), "veth1"), of(Some("/sys/fs/bpf/b"), "veth2"), of(None, "veth1")]);
+    assert!(found.len() == 2 && found.iter().all(|finding| finding.state == State::Note), "{found:?}");
+    assert!(found[0].found.contains("whose pins are not visible here, has programs on veth1"), "{found:?}");
+    assert!(found[1].found.contains("another Sekisho agent, with pin dir /sys/fs/bpf/b, has programs on 2 interfaces"), "{found:?}");
 }
 
 #[test]

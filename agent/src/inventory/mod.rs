@@ -13,7 +13,7 @@ mod source;
 
 pub use notice::{About, Notice};
 pub use published::OnNews;
-pub use selector::{Labels, Requirement, Selector};
+pub use selector::{Labels, Requirement, Selector, SelectorError};
 pub use source::{Source, SourceState};
 
 use std::collections::BTreeMap;

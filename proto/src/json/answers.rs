@@ -111,6 +111,7 @@ impl Message for Decision {
 
 impl Message for ModeResponse {
     fn fields(&self, object: &mut Object<'_>) {
+        object.text("node", &self.node);
         object.text("mode", &self.mode);
         object.number("epoch", self.epoch);
     }

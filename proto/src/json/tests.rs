@@ -258,7 +258,7 @@ fn explanation_and_mode() {
             r#""mode":"enforce"}"#
         )
     );
-    assert_eq!(to_json(&ModeResponse { mode: "observe".into(), epoch: 4 }), r#"{"mode":"observe","epoch":4}"#);
+    assert_eq!(to_json(&ModeResponse { mode: "observe".into(), epoch: 4, node: "n".into() }), r#"{"node":"n","mode":"observe","epoch":4}"#);
 }
 
 #[test]

@@ -54,12 +54,16 @@ impl Agent for Memory {
         }
     }
 
+    fn names(&self, request: &proto::NamesRequest) -> Result<proto::NamesResponse, Refusal> {
+        Ok(proto::NamesResponse { names: vec![format!("{}web", request.prefix)], more: false, complete: true })
+    }
+
     fn mode(&self) -> Result<proto::ModeResponse, Refusal> {
-        Ok(proto::ModeResponse { mode: "enforce".to_owned(), epoch: 1 })
+        Ok(proto::ModeResponse { mode: "enforce".to_owned(), epoch: 1, node: "node-1".into() })
     }
 
     fn set_mode(&self, mode: &str) -> Result<proto::ModeResponse, Refusal> {
-        Ok(proto::ModeResponse { mode: mode.to_owned(), epoch: 2 })
+        Ok(proto::ModeResponse { mode: mode.to_owned(), epoch: 2, node: "node-1".into() })
     }
 
     fn book(&self) -> Arc<Book> {

@@ -84,6 +84,7 @@ pub(super) fn alert() -> Body {
     Body::Alert(Arc::new(proto::Alert {
         id: "a1".into(),
         rule: "scan.vertical".into(),
+        severity: "high".into(),
         source: Some(peer("stranger", "10.1.0.9", None)),
         targets: vec![peer("db", "10.1.0.3", Some(22))],
         evidence: Some(proto::Evidence { ports: vec![22, 23], ..Default::default() }),

@@ -33,6 +33,7 @@ async fn history_by_number_and_time() {
     let mut client = served.client().await;
     let verdicts = Some(Filter { verdicts: vec![Verdict::Denied as i32], ..Filter::default() });
     let at = |second: u64| Some(from_nanoseconds(second * 1_000_000_000));
+    let [ledgers, alerts] = [Kind::Ledger, Kind::Alert].map(|kind| Filter { kinds: vec![kind as i32], ..Filter::default() });
     let cases = [
         (FlowsRequest { all: true, ..FlowsRequest::default() }, vec![1, 2, 3, 4, 5, 6]),
         (FlowsRequest { last: Some(2), ..FlowsRequest::default() }, vec![5, 6]),
@@ -43,6 +44,9 @@ async fn history_by_number_and_time() {
         (FlowsRequest { since: at(3), all: true, filter: verdicts, ..FlowsRequest::default() }, vec![6]),
         (FlowsRequest { since: at(4), last: Some(2), ..FlowsRequest::default() }, vec![5, 6]),
         (FlowsRequest { since: at(6), last: Some(5), ..FlowsRequest::default() }, vec![6]),
+        (FlowsRequest { since: at(2), until: at(4), ..FlowsRequest::default() }, vec![2, 3, 4]),
+        (FlowsRequest { until: at(4), last: Some(2), ..FlowsRequest::default() }, vec![3, 4]),
+        (FlowsRequest { exclude: vec![ledgers, alerts], all: true, ..FlowsRequest::default() }, vec![1, 2, 5, 6]),
     ];
     for (request, expected) in cases {
         let records = rest(client.flows(request.clone()).await.expect("a stream").into_inner()).await;
@@ -60,6 +64,37 @@ async fn alerts_alone() {
     let records = rest(client.alerts(request).await.expect("a stream").into_inner()).await;
     assert_eq!(seqs(&records), [4]);
     assert_eq!(records[0].kind, Kind::Alert as i32);
+    let of = |rule: &str| Filter { rules: vec![rule.to_owned()], ..Filter::default() };
+    for (request, expected) in [
+        (AlertsRequest { filter: Some(of("scan")), all: true, ..AlertsRequest::default() }, vec![4]),
+        (AlertsRequest { filter: Some(of("spoof")), all: true, ..AlertsRequest::default() }, vec![]),
+        (AlertsRequest { exclude: vec![of("scan")], all: true, ..AlertsRequest::default() }, vec![]),
+        (AlertsRequest { since: Some(from_nanoseconds(5_000_000_000)), ..AlertsRequest::default() }, vec![]),
+        (AlertsRequest { since: Some(from_nanoseconds(4_000_000_000)), ..AlertsRequest::default() }, vec![4]),
+    ] {
+        let records = rest(client.alerts(request.clone()).await.expect("a stream").into_inner()).await;
+        assert_eq!(seqs(&records), expected, "{request:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_goes_on_ends_at_the_moment_that_was_named() {
+    let served = Served::start(None, 64).await;
+    fill(&served.book);
+    let mut client = served.client().await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    let until = u64::try_from((now + Duration::from_millis(300)).as_nanos()).expect("before 2554");
+    let request = FlowsRequest { all: true, follow: true, until: Some(from_nanoseconds(until)), ..FlowsRequest::default() };
+    let records = tokio::time::timeout(Duration::from_secs(20), rest(client.flows(request).await.expect("a stream").into_inner())).await;
+    assert_eq!(seqs(&records.expect("it ends")), [1, 2, 3, 4, 5, 6]);
+}
+
+#[tokio::test]
+async fn names_are_answered() {
+    let served = Served::start(None, 64).await;
+    let request = proto::NamesRequest { kind: "pods".into(), prefix: "shop/".into(), limit: 0 };
+    let answer = served.client().await.names(request).await.expect("an answer").into_inner();
+    assert_eq!(answer.names, ["shop/web"]);
 }
 
 #[tokio::test]

@@ -4,7 +4,10 @@ use std::future::Future;
 use std::io::Write as _;
 
 use futures_util::future::join_all;
-use sekisho_proto::{ExplainRequest, ExplainResponse, GetModeRequest, ModeResponse, SetModeRequest, StatusRequest, StatusResponse};
+use sekisho_proto::{
+    ExplainRequest, ExplainResponse, GetModeRequest, ModeResponse, NamesRequest, NamesResponse, SetModeRequest, StatusRequest,
+    StatusResponse, to_json,
+};
 use tokio::sync::Semaphore;
 use tonic::{Response, Status};
 
@@ -77,7 +80,7 @@ pub(in crate::cli) fn status(args: &ClusterArgs, output: OutputArgs) -> Result<E
     run(async {
         let answers: Vec<Answer<StatusResponse>> = ask(args, |mut client| async move { client.status(StatusRequest {}).await }).await?;
         let mut printer = Printer::new(output);
-        if output.format() == Format::Compact && !args.one() {
+        if matches!(output.format(), Format::Compact | Format::Wide) && !args.one() {
             let rows: Vec<_> = answers.iter().map(|a| (a.node.as_str(), a.said.as_ref().map_err(Silence::text))).collect();
             printer.text(&render::nodes(&rows, paint()))?;
         } else {
@@ -97,6 +100,32 @@ pub(in crate::cli) fn status(args: &ClusterArgs, output: OutputArgs) -> Result<E
     })
 }
 
+/// What every agent that answers says of itself; the others are named on stderr.
+pub(in crate::cli) fn statuses(args: &ClusterArgs) -> Result<Vec<StatusResponse>, Failure> {
+    let mut statuses = Vec::new();
+    run(async {
+        let answers: Vec<Answer<StatusResponse>> = ask(args, |mut client| async move { client.status(StatusRequest {}).await }).await?;
+        let exit = conclude(&answers);
+        statuses.extend(answers.into_iter().filter_map(|answer| answer.said.ok()));
+        Ok(exit)
+    })?;
+    Ok(statuses)
+}
+
+/// The first answer of any agent to a question about names.
+pub(in crate::cli) async fn first_names(args: &ClusterArgs, request: &NamesRequest) -> Option<NamesResponse> {
+    let kube = args.client().await.ok()?;
+    for place in places::find(&kube, args).await.ok()? {
+        let Ok(pod) = place.pod else { continue };
+        let Ok(tunnel) = Tunnel::open(&kube, &args.agents_namespace, &pod).await else { continue };
+        let mut client = tunnel.client.clone();
+        if let Ok(Ok(names)) = tokio::time::timeout(PATIENCE, client.names(request.clone())).await {
+            return Some(names.into_inner());
+        }
+    }
+    None
+}
+
 /// One line for each node.
 pub(in crate::cli) fn mode(args: &ClusterArgs, mode: Option<&str>, output: OutputArgs) -> Result<Exit, Failure> {
     run(async {
@@ -113,11 +142,14 @@ pub(in crate::cli) fn mode(args: &ClusterArgs, mode: Option<&str>, output: Outpu
         let width = answers.iter().map(|answer| answer.node.len()).max().unwrap_or_default();
         let mut out = std::io::stdout().lock();
         for (answer, response) in answers.iter().filter_map(|answer| answer.said.as_ref().ok().map(|response| (answer, response))) {
-            let ModeResponse { mode, epoch } = response;
+            let mode = &response.mode;
             let line = match output.format() {
-                Format::Compact => format!("{:<width$}  {mode}", answer.node),
-                Format::Json => serde_json::json!({"node": answer.node, "mode": mode, "epoch": epoch}).to_string(),
-                Format::Dict => format!("node:  {}\nmode:  {mode}\nepoch: {epoch}\n", answer.node),
+                Format::Compact | Format::Wide => format!("{:<width$}  {mode}", answer.node),
+                form => {
+                    // An agent from before it named itself.
+                    let json = to_json(&ModeResponse { node: answer.node.clone(), ..response.clone() });
+                    if form == Format::Json { json } else { format!("{}\n", render::dict(&json)) }
+                }
             };
             writeln!(out, "{line}").map_err(|error| closed(&error))?;
         }

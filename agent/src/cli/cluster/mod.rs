@@ -10,6 +10,7 @@
 mod answers;
 mod lanes;
 mod merge;
+mod offers;
 mod places;
 mod streams;
 #[cfg(test)]
@@ -19,12 +20,14 @@ mod tunnel;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
-use super::{Exit, Failure};
+use super::{Exit, Failure, complete};
 
-pub(super) use answers::{explain, mode, status};
+pub(super) use answers::{explain, mode, status, statuses};
+pub(super) use offers::{contexts, names};
 pub(super) use streams::{Ask, records};
 
 /// Nodes that are reached at a time.
@@ -38,10 +41,10 @@ pub(super) struct ClusterArgs {
     #[arg(long, conflicts_with = "node", display_order = 800)]
     all_nodes: bool,
     /// Ask the agents of these nodes
-    #[arg(long, value_name = "NAME", value_delimiter = ',', display_order = 801)]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', display_order = 801, add = ArgValueCompleter::new(complete::nodes))]
     node: Vec<String>,
     /// Context in the kubeconfig
-    #[arg(long, value_name = "NAME", display_order = 802)]
+    #[arg(long, value_name = "NAME", display_order = 802, add = ArgValueCompleter::new(complete::contexts))]
     context: Option<String>,
     /// Credentials for the API server [default: KUBECONFIG, ~/.kube/config, or the pod's service account]
     #[arg(long, value_name = "PATH", display_order = 803)]

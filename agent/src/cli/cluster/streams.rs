@@ -12,9 +12,12 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tonic::{Status, Streaming};
 
 use super::super::client::{Client, run};
-use super::super::output::{OutputArgs, Printer};
-use super::super::render;
+use super::super::fold::Fold;
+use super::super::names;
+use super::super::output::OutputArgs;
+use super::super::records::Page;
 use super::super::{Exit, Failure};
+use super::answers::first_names;
 use super::lanes::{self, Road};
 use super::merge::{Merge, Next, Said};
 use super::places::Place;
@@ -57,7 +60,7 @@ impl Ask {
     pub(super) fn wants_past(&self) -> bool {
         match self {
             Self::Flows(request) => request.all || request.last.map_or(request.since.is_some(), |last| last > 0),
-            Self::Alerts(request) => request.all || request.last.is_some_and(|last| last > 0),
+            Self::Alerts(request) => request.all || request.last.map_or(request.since.is_some(), |last| last > 0),
         }
     }
 
@@ -65,7 +68,7 @@ impl Ask {
     pub(super) async fn past(&self, client: &mut Client) -> Result<Streaming<Record>, Status> {
         let answer = match self {
             Self::Flows(request) => client.flows(FlowsRequest { follow: false, ..request.clone() }).await,
-            Self::Alerts(request) => client.alerts(AlertsRequest { follow: false, ..*request }).await,
+            Self::Alerts(request) => client.alerts(AlertsRequest { follow: false, ..request.clone() }).await,
         };
         answer.map(tonic::Response::into_inner)
     }
@@ -77,14 +80,25 @@ impl Ask {
                 let since = since.or(request.since);
                 client.flows(FlowsRequest { last: None, all: again, since: since.filter(|_| again), follow: true, ..request.clone() }).await
             }
-            Self::Alerts(_) => client.alerts(AlertsRequest { last: None, all: again, follow: true }).await,
+            Self::Alerts(request) => {
+                let since = since.or(request.since);
+                client
+                    .alerts(AlertsRequest { last: None, all: again, since: since.filter(|_| again), follow: true, ..request.clone() })
+                    .await
+            }
         };
         answer.map(tonic::Response::into_inner)
     }
 }
 
-/// Prints what the nodes tell, merged.
-pub(in crate::cli) fn records(args: &ClusterArgs, ask: &Ask, output: OutputArgs) -> Result<Exit, Failure> {
+/// Prints what the nodes tell, merged, and folded where that is wanted; with `most`, so many of the newest lines.
+pub(in crate::cli) fn records(
+    args: &ClusterArgs,
+    ask: &Ask,
+    output: OutputArgs,
+    folds: bool,
+    most: Option<usize>,
+) -> Result<Exit, Failure> {
     run(async {
         let kube = args.client().await?;
         let places = places::find(&kube, args).await?;
@@ -105,30 +119,39 @@ pub(in crate::cli) fn records(args: &ClusterArgs, ask: &Ask, output: OutputArgs)
         if road.follow && args.all() {
             tokio::spawn(watch(Arc::clone(&road), names, tell));
         }
-        let page = Page { printer: Printer::new(output), width: if args.one() { 0 } else { width } };
+        let fold = folds.then(|| Fold::new(!args.one()));
+        let mut page = Page::new(output, fold, if args.one() { 0 } else { width }).with_newest(most);
+        let warning = async {
+            if road.follow {
+                names::warn(missing(&road).await);
+            }
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
-            printed = print(&road, lanes, newcomers, page) => printed?,
-            _ = tokio::signal::ctrl_c() => {}
+            printed = print(&road, lanes, newcomers, &mut page) => printed?,
+            _ = tokio::signal::ctrl_c() => return Ok(ending(&road)),
+            () = warning => {}
         }
-        // A node that went away is a hole in what was printed.
-        Ok(if road.lost.load(Ordering::Relaxed) { Exit::NotReady } else { Exit::Done })
+        if page.is_empty() && !road.follow && ending(&road) == Exit::Done {
+            names::nothing(missing(&road).await)
+        } else {
+            Ok(ending(&road))
+        }
     })
 }
 
-/// Where records go.
-struct Page {
-    printer: Printer,
-    width: usize,
+/// A node that went away is a hole in what was printed.
+fn ending(road: &Road) -> Exit {
+    if road.lost.load(Ordering::Relaxed) { Exit::NotReady } else { Exit::Done }
 }
 
-impl Page {
-    fn print(&mut self, record: &Record) -> Result<(), Failure> {
-        let width = self.width;
-        self.printer.print(record, |record, paint| {
-            let line = render::record(record, paint);
-            if width == 0 { line } else { format!("{:<width$} {line}", record.node) }
-        })
-    }
+/// What the filter asks for and no node's agent knows. Every agent knows the pods of all nodes.
+async fn missing(road: &Road) -> Option<String> {
+    let filter = match &road.ask {
+        Ask::Flows(request) => request.filter.as_ref(),
+        Ask::Alerts(request) => request.filter.as_ref(),
+    };
+    names::missing(filter?, async |request| first_names(&road.args, &request).await).await
 }
 
 /// Looks for nodes that join the cluster, for good.
@@ -149,7 +172,7 @@ async fn print(
     road: &Arc<Road>,
     mut lanes: Vec<mpsc::Receiver<Said>>,
     mut newcomers: mpsc::UnboundedReceiver<Place>,
-    mut page: Page,
+    page: &mut Page,
 ) -> Result<(), Failure> {
     // Where no past is wanted, a node that is slow to be reached holds nobody up.
     let past = !road.follow || road.ask.wants_past();
@@ -179,21 +202,21 @@ async fn print(
                     }
                 }
                 kept => {
-                    for old in kept.take().into_iter().flatten() {
-                        page.print(&old)?;
+                    for record in kept.take().into_iter().flatten().chain([record]) {
+                        page.push(*record, Instant::now())?;
                     }
-                    page.print(&record)?;
                 }
             },
             Next::Wait(until) => {
                 if merge.past_is_told() {
                     for old in newest.take().into_iter().flatten() {
-                        page.print(&old)?;
+                        page.push(*old, Instant::now())?;
                     }
                 }
-                page.printer.flush()?;
+                page.tick(Instant::now())?;
+                page.flush()?;
                 let said = road.said.notified();
-                match until {
+                match until.into_iter().chain(page.due()).min() {
                     // It does not matter which of the two it was.
                     Some(moment) => drop(tokio::time::timeout_at(moment.into(), said).await),
                     None => said.await,
@@ -201,9 +224,9 @@ async fn print(
             }
             Next::End => {
                 for old in newest.take().into_iter().flatten() {
-                    page.print(&old)?;
+                    page.push(*old, Instant::now())?;
                 }
-                return page.printer.flush();
+                return page.finish();
             }
         }
     }

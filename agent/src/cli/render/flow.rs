@@ -68,8 +68,12 @@ fn counts(flow: &Flow) -> Option<String> {
 }
 
 fn ending(flow: &Flow) -> Option<String> {
-    let reason = EndReason::name_of(flow.end_reason)?;
-    let (start, last) = (flow.start.as_ref()?, flow.last.as_ref()?);
-    let milliseconds = to_nanoseconds(last).saturating_sub(to_nanoseconds(start)) / 1_000_000;
-    Some(format!("{reason} after {}.{:03}s", milliseconds / 1000, milliseconds % 1000))
+    EndReason::name_of(flow.end_reason).map(|reason| lasted(flow, reason))
+}
+
+/// How long the flow has lasted, and how it stands.
+pub(super) fn lasted(flow: &Flow, how: &str) -> String {
+    let time = |time: &Option<prost_types::Timestamp>| time.as_ref().map(to_nanoseconds).unwrap_or_default();
+    let milliseconds = time(&flow.last).saturating_sub(time(&flow.start)) / 1_000_000;
+    format!("{how} after {}.{:03}s", milliseconds / 1000, milliseconds % 1000)
 }

@@ -1,16 +1,18 @@
 //! How answers look to a person: pure functions from messages to text.
 //!
-//! Compact is one line per record and a page per status; dict is every field as an aligned `key: value`. JSON is not
+//! Compact is one short line per record, wide a long one, and both are a page per status; dict is every field as an aligned `key: value`. JSON is not
 //! made here but in the protocol's crate.
 
 mod alert;
 mod dict;
 mod explain;
 mod findings;
+mod fit;
 mod flow;
 mod nodes;
 mod paint;
 mod peer;
+mod short;
 mod siblings;
 mod status;
 mod table;
@@ -29,20 +31,42 @@ pub(super) use nodes::nodes;
 pub(super) use paint::Paint;
 pub(super) use status::status;
 
-/// A record as one line.
-pub(super) fn record(record: &Record, paint: Paint) -> String {
-    let time = paint.faint(&clock(record));
+/// How lines look.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct View {
+    /// In colour or not.
+    pub(super) paint: Paint,
+    /// Columns of a line; absent where it may be as long as it is.
+    pub(super) width: Option<usize>,
+}
+
+/// Targets and ports of an alert that are named, in a line of any length and in one that must fit.
+const NAMED: (usize, usize) = (8, 2);
+
+/// A record as one line. Its node comes first, in so many columns, where records of several nodes are shown.
+pub(super) fn record(record: &Record, column: usize, view: View) -> String {
+    let node = if column == 0 { String::new() } else { format!("{:<column$} ", record.node) };
+    let clock = clock(record);
+    let room = view.width.map(|width| width.saturating_sub(node.chars().count() + clock.len() + 1));
+    let line = format!("{node}{} {}", view.paint.faint(&clock), text(record, room, view.paint));
+    view.width.map_or_else(|| line.clone(), |width| fit::fit(&line, width))
+}
+
+/// What a record says, in so many columns where that is asked for.
+fn text(record: &Record, room: Option<usize>, paint: Paint) -> String {
     let kind = Kind::name_of(record.kind).unwrap_or("record");
-    let text = match &record.body {
-        Some(Body::Flow(body)) => flow::line(body, kind, paint),
-        Some(Body::Alert(body)) => alert::line(body, paint),
+    match &record.body {
+        Some(Body::Flow(body)) => match room {
+            Some(room) => short::line(body, record.kind(), room, paint),
+            None => flow::line(body, kind, paint),
+        },
+        Some(Body::Alert(body)) => alert::line(body, if room.is_some() { NAMED.1 } else { NAMED.0 }, paint),
         Some(Body::Ledger(body)) => siblings::ledger(body, paint),
         Some(Body::PolicyChange(body)) => siblings::policy(body, paint),
         Some(Body::Coverage(body)) => siblings::coverage(body, paint),
         Some(Body::Summary(body)) => siblings::summary(body, paint),
         None => kind.to_owned(),
-    };
-    format!("{time} {text}")
+    }
 }
 
 /// Time of day to the millisecond, UTC.

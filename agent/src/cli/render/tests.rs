@@ -12,13 +12,14 @@ use super::*;
 
 const NOON: u64 = 1_795_262_400_000_000_000;
 const PLAIN: Paint = Paint::new(false);
+const WIDE: View = View { paint: PLAIN, width: None };
 
 fn header(kind: Kind, body: Body) -> Record {
     Record { kind: kind as i32, seq: 1, time: Some(from_nanoseconds(NOON + 5_000_000)), body: Some(body), ..Record::default() }
 }
 
 fn line(kind: Kind, body: Body) -> String {
-    record(&header(kind, body), PLAIN)
+    record(&header(kind, body), 0, WIDE)
 }
 
 fn pod(name: &str) -> Pod {
@@ -112,8 +113,11 @@ fn strangers_are_shown_by_address() {
 #[test]
 fn colours_only_where_wanted() {
     let record = header(Kind::Start, Body::Flow(denied()));
-    assert!(!super::record(&record, PLAIN).contains('\x1b'));
-    assert!(super::record(&record, Paint::new(true)).contains("\x1b[1;31mDENIED"));
+    assert!(!super::record(&record, 0, WIDE).contains('\x1b'));
+    for width in [None, Some(100)] {
+        let line = super::record(&record, 0, View { paint: Paint::new(true), width });
+        assert!(line.contains("\x1b[1m\x1b[31mDENIED"), "{line:?}");
+    }
 }
 
 #[test]
@@ -238,9 +242,116 @@ fn an_explanation_shows_both_ends() {
 fn what_a_pod_makes_up_does_not_steer_the_terminal() {
     let process = Process { pid: 7, comm: "a\n\x1b]0;b\x07\u{9b}2J".into(), ..Process::default() };
     let text = harmless(&Paint::new(true).bad(&peer::process(&process))).into_owned();
-    assert_eq!(text, "\x1b[1;31ma \\u001b]0;b\\u0007\\u009b2J[7]\x1b[0m");
+    assert_eq!(text, "\x1b[1m\x1b[31ma \\u001b]0;b\\u0007\\u009b2J[7]\x1b[0m");
     assert!(matches!(harmless("plain\ntext"), Cow::Borrowed(_)));
-    let json = sekisho_proto::to_json(&sekisho_proto::ModeResponse { mode: "\x1b[2J\u{9b}\u{7f}".into(), epoch: 1 });
+    let json = sekisho_proto::to_json(&sekisho_proto::ModeResponse { mode: "\x1b[2J\u{9b}\u{7f}".into(), ..Default::default() });
     let json: serde_json::Value = serde_json::from_str(&harmless(&json)).expect("still JSON");
     assert_eq!(json["mode"], "\x1b[2J\u{9b}\u{7f}");
+}
+
+/// The line of a record in so many columns.
+fn short(flow: Flow, kind: Kind, width: usize) -> String {
+    let line = record(&header(kind, Body::Flow(flow)), 0, View { paint: PLAIN, width: Some(width) });
+    assert!(line.chars().count() <= width, "{} columns: {line}", line.chars().count());
+    line
+}
+
+/// A denial between pods with the long names that Deployments give.
+fn generated() -> Flow {
+    let end = |name: &str, workload: &str, port| Peer {
+        workload: Some(Workload { kind: "Deployment".into(), name: workload.into() }),
+        ..end_of(&format!("{name}-5d9f7c6b8-q7k2m"), port)
+    };
+    Flow {
+        source: Some(end("frontend-of-the-shop", "frontend-of-the-shop", 35_232)),
+        destination: Some(end("database", "database", 5432)),
+        process: Some(Process { pid: 2366, comm: "curious".into(), ..Process::default() }),
+        ..denied()
+    }
+}
+
+#[test]
+fn a_short_line_fits_and_says_the_most_that_it_can() {
+    assert_eq!(
+        short(denied(), Kind::Start, 100),
+        "12:00:00.005 DENIED  shop/web-1 -> shop/db-0:22 TCP shop/db wrong peer and port to sshd[42]"
+    );
+    assert_eq!(
+        short(denied(), Kind::Start, 160),
+        "12:00:00.005 DENIED  shop/web-1 -> shop/db-0:22 TCP ingress default_deny shop/db wrong peer and port to sshd[42]"
+    );
+    assert_eq!(
+        short(generated(), Kind::Start, 100),
+        "12:00:00.005 DENIED  shop/frontend-of-the-shop-…q7k2m -> shop/database-…q7k2m:5432 TCP shop/db"
+    );
+    assert_eq!(
+        short(generated(), Kind::Start, 160),
+        "12:00:00.005 DENIED  shop/frontend-of-the-shop-…q7k2m -> shop/database-…q7k2m:5432 TCP shop/db wrong peer and port by curious[2366] \
+         to sshd[42]"
+    );
+}
+
+#[test]
+fn a_short_line_says_how_a_flow_ended() {
+    let flow = Flow {
+        verdict: Verdict::Allowed as i32,
+        reason: 0,
+        isolated_by: Vec::new(),
+        nearest: None,
+        mismatch: Vec::new(),
+        policy: Some(rule(1)),
+        tcp: Some(Tcp { conn_state: Some("SF".into()), ..Tcp::default() }),
+        bytes: Some(Counts { forward: 400, reply: 2048, delta: None }),
+        start: Some(from_nanoseconds(NOON)),
+        last: Some(from_nanoseconds(NOON + 1_250_000_000)),
+        end_reason: EndReason::Fin as i32,
+        listener: None,
+        ..denied()
+    };
+    assert_eq!(
+        short(flow.clone(), Kind::End, 110),
+        "12:00:00.005 ALLOWED shop/web-1 -> shop/db-0:22 TCP shop/db ingress[1] SF 400 B/2.0 KiB fin after 1.250s"
+    );
+    let open = Flow { end_reason: 0, ..flow };
+    assert_eq!(short(open, Kind::Update, 80), "12:00:00.005 ALLOWED shop/web-1 -> shop/db-0:22 TCP SF open after 1.250s");
+}
+
+#[test]
+fn a_short_line_names_what_stands_behind_a_service() {
+    let destination = Peer {
+        ip: "10.96.0.1".into(),
+        port: Some(80),
+        service: Some(ServiceRef { namespace: "shop".into(), name: "api".into(), port: None }),
+        translated: Some(Translated { ip: "10.1.0.3".into(), port: Some(8080), pod: Some(pod("api-1")) }),
+        ..Peer::default()
+    };
+    let flow =
+        Flow { verdict: Verdict::Allowed as i32, reason: 0, protocol: "TCP".into(), source: Some(end_of("web-1", 1)), ..Flow::default() };
+    let through = Flow { destination: Some(destination.clone()), ..flow.clone() };
+    assert_eq!(short(through, Kind::Start, 100), "12:00:00.005 ALLOWED shop/web-1 -> shop/api-1:8080 TCP by service shop/api:80");
+    let plain = Flow { destination: Some(Peer { translated: None, ..destination }), ..flow.clone() };
+    assert_eq!(short(plain, Kind::Start, 100), "12:00:00.005 ALLOWED shop/web-1 -> service shop/api:80 TCP");
+    let world = Flow { destination: Some(Peer { ip: "2001:db8::1".into(), port: Some(443), ..Peer::default() }), ..flow };
+    assert_eq!(short(world, Kind::Start, 100), "12:00:00.005 ALLOWED shop/web-1 -> [2001:db8::1]:443 TCP");
+}
+
+#[test]
+fn no_line_is_wider_than_the_terminal() {
+    let long = Flow {
+        source: Some(end_of(&"x".repeat(63), 1)),
+        destination: Some(end_of(&"y".repeat(63), 2)),
+        isolated_by: vec![PolicyRef { namespace: "n".repeat(40), name: "p".repeat(60), ..PolicyRef::default() }; 3],
+        process: Some(Process { pid: u32::MAX, comm: "\u{1b}[31mevil\u{7}".into(), ..Process::default() }),
+        ..denied()
+    };
+    for width in [60, 80, 100, 160, 240] {
+        for kind in [Kind::Start, Kind::Update, Kind::End] {
+            let line = short(long.clone(), kind, width);
+            assert!(harmless(&line) == line && line.contains(" -> ") && line.contains("DENIED"), "{line:?}");
+        }
+        let sinks = (0..9).map(|n| ledger::Sink { name: format!("sink-{n}"), ..Default::default() }).collect();
+        let ledger = header(Kind::Ledger, Body::Ledger(Ledger { kernel: None, flows: None, sinks }));
+        let line = record(&ledger, 10, View { paint: PLAIN, width: Some(width) });
+        assert!(line.chars().count() <= width, "{line}");
+    }
 }
