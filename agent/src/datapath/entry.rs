@@ -1,11 +1,12 @@
 //! What the kernel is told of an endpoint: its policy, and what it may speak as.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use sekisho_core::layout::{self, endpoint_flags};
 
 use super::Datapath;
+use super::discover::link_local_of;
 use super::endpoint::{Coverage, EndpointInfo, boundary};
 use super::error::ApplyError;
 use crate::inventory::Pod;
@@ -47,6 +48,11 @@ impl Datapath {
     }
 }
 
+fn last_half(address: Ipv6Addr) -> [u8; 8] {
+    let [.., a, b, c, d, e, f, g, h] = address.octets();
+    [a, b, c, d, e, f, g, h]
+}
+
 fn entry(info: &EndpointInfo, policy: &EndpointPolicy, established_cap: u32, answered_cap: u32) -> layout::Endpoint {
     let mut flags = 0;
     if policy.isolated[usize::from(layout::EGRESS)] {
@@ -69,6 +75,7 @@ fn entry(info: &EndpointInfo, policy: &EndpointPolicy, established_cap: u32, ans
         established_cap,
         answered_cap,
         mac: info.mac.unwrap_or_default(),
+        link_local: info.mac.map(|mac| last_half(info.link_local.unwrap_or_else(|| link_local_of(mac)))).unwrap_or_default(),
         node_netns: info.node_netns,
         sources: [[0xff; 16]; SOURCES],
         masks: [[0xff; 16]; SOURCES],

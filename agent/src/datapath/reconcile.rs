@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use sekisho_core::layout::{CGROUP_ENDPOINT, EndpointState, EndpointSwept};
 
 use super::cgroup;
-use super::discover::{Place, Surroundings};
+use super::discover::{Place, Surroundings, link_local_beside};
 use super::endpoint::{Attach, ChangeKind, Coverage, EndpointChange, EndpointInfo};
 use super::follow::{Endpoint, Left, Settled, WHOLE_INTERVAL, settled};
 use super::{Datapath, sizes};
@@ -230,6 +230,8 @@ impl Datapath {
                 endpoint.info.interface = Some(name.into());
                 endpoint.info.addresses = endpoint.own(addresses, status);
                 endpoint.info.mac = mac;
+                let addresses = &endpoint.info.addresses;
+                endpoint.info.link_local = nsid.and_then(|nsid| link_local_beside(&mut self.netlink, nsid, addresses, mac));
                 let seen = nsid.and_then(|nsid| self.netlink.node_seen_from(Some(nsid)).ok().flatten());
                 endpoint.info.node_netns = seen.and_then(|number| u8::try_from(number + 1).ok()).unwrap_or(0);
                 endpoint.info.message = (!others.is_empty()).then(|| format!("secondary_network: {} is not judged", others.join(", ")));

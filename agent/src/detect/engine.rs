@@ -143,7 +143,7 @@ impl Detector {
     pub fn contact(&mut self, contact: &Contact) {
         let source = match contact.outcome {
             // A pod that lies about its address is one pod, not its workload.
-            Outcome::Spoofed => contact.source.identity.as_ref().map_or(0, |i| i.instance),
+            Outcome::Spoofed | Outcome::Rogue => contact.source.identity.as_ref().map_or(0, |i| i.instance),
             _ => self.parties.number(&contact.source),
         };
         if contact.outcome == Outcome::Answered {
