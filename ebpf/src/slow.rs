@@ -105,8 +105,7 @@ extern "C" fn odd(ctx: *mut __sk_buff, slot: u32) -> u32 {
             }
         }
     } else if kind == Kind::Exempt as u32 {
-        let Some(config) = config() else { return PASS };
-        if !parse::gives_addresses(&scratch.packet) || source::expected(ctx, scratch, config) {
+        if !parse::gives_addresses(&scratch.packet) || source::expected(ctx, slot) != 0 {
             count(counters::EXEMPT);
             return PASS;
         }

@@ -5,7 +5,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use sekisho_core::counters;
-use sekisho_core::layout::{AddressEntry, Config, EGRESS, Endpoint, INGRESS, address_flags, endpoint_flags, mode, reason};
+use sekisho_core::layout::{AddressEntry, EGRESS, Endpoint, INGRESS, address_flags, endpoint_flags, mode, reason};
 use sekisho_core::parse::neighbour::{self, Claims, kind};
 use sekisho_core::parse::{self, Kind, Window, link_local, protocol};
 use sekisho_core::verdict::isolated;
@@ -266,24 +266,27 @@ fn received(ctx: *mut __sk_buff, scratch: &mut Scratch, is_arp: bool) -> u32 {
     // What bridges and switches say to each other (IEEE 802.1D, 7.12.6) is worth no record.
     match Direct::new(Skb(ctx)).get::<6>(0) {
         Some([0x01, 0x80, 0xc2, 0, 0, last]) if last < 16 => {
-            if config().is_some_and(|config| config.mode == mode::ENFORCE) {
-                GONE
-            } else {
-                PASS
+            if config().is_none_or(|config| config.mode != mode::ENFORCE) {
+                return PASS;
             }
+            count(counters::DROPPED);
+            GONE
         }
         _ => DROP,
     }
 }
 
-/// Whether a DHCP server's message to the pod is wanted: the node's own, sent to everybody on the link, or an answer.
-#[inline(always)]
-pub(crate) fn expected(ctx: *mut __sk_buff, scratch: &Scratch, config: &Config) -> bool {
+/// Whether a DHCP server's message to the pod is wanted, 1 = yes: the node's own, sent to everybody on the link, or an answer.
+#[inline(never)]
+#[unsafe(export_name = "address_expected")]
+pub(crate) extern "C" fn expected(ctx: *mut __sk_buff, slot: u32) -> u32 {
+    let (Some(config), Some(scratch)) = (config(), scratch::at(slot)) else { return 0 };
     if Skb(ctx).ingress_ifindex() == 0 || parse::is_broadcast(&scratch.ends.local) || held_by(&scratch.ends.remote, address_flags::NODE) {
-        return true;
+        return 1;
     }
-    let Some(state) = tables::endpoint(scratch.endpoint).and_then(|endpoint| tables::state(endpoint.index)) else { return false };
-    state.asked != 0 && jiffies().wrapping_sub(state.asked) <= PATIENCE * config.hz
+    let Some(state) = tables::endpoint(scratch.endpoint).and_then(|endpoint| tables::state(endpoint.index)) else { return 0 };
+    // Both with the lowest bit set, so that the difference is never below zero.
+    u32::from(state.asked != 0 && (jiffies() | 1).wrapping_sub(state.asked) <= PATIENCE * config.hz)
 }
 
 #[inline(always)]

@@ -63,6 +63,7 @@ names!(Reason {
     NoConnection = "no_connection",
     NotReady = "not_ready",
     MapFull = "map_full",
+    RogueMessage = "rogue_message",
 });
 
 names!(EndReason {

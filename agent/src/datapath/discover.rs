@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
 
 use sekisho_core::layout;
@@ -187,6 +187,11 @@ impl<'a> Surroundings<'a> {
         self.netlink.link(peer, nsid).ok()??.mac
     }
 
+    /// See [`link_local_beside`].
+    pub(super) fn link_local(&mut self, nsid: i32, addresses: &[IpAddr], mac: Option<[u8; 6]>) -> Option<Ipv6Addr> {
+        link_local_beside(self.netlink, nsid, addresses, mac)
+    }
+
     fn interface_in(&mut self, nsid: i32, pod: &Pod, has_cgroup: bool) -> Place {
         let candidates: Vec<Link> = self.links.iter().filter(|link| link.nsid == Some(nsid) && ends_in_pod(link)).cloned().collect();
         let held = self.addresses_in(nsid).to_vec();
@@ -263,6 +268,25 @@ fn bare(link: &Link, pod: &Pod) -> Place {
 
 fn without_ethernet(link: &Link) -> Place {
     Place::Unknown(format!("unseen: its packets pass {}, which has no Ethernet header, and are not judged", link.name))
+}
+
+/// The link-local address of the interface that holds one of `addresses` in a namespace. Of several the one that `mac` makes: that
+/// is what the kernel gives; an interface may be given others.
+pub(super) fn link_local_beside(netlink: &mut Netlink, nsid: i32, addresses: &[IpAddr], mac: Option<[u8; 6]>) -> Option<Ipv6Addr> {
+    let held = netlink.addresses(Some(nsid)).ok()?;
+    let interface = held.iter().find(|held| addresses.contains(&held.address))?.ifindex;
+    let mut all = held.iter().filter(|held| held.ifindex == interface).filter_map(|held| match held.address {
+        IpAddr::V6(address) if address.is_unicast_link_local() => Some(address),
+        _ => None,
+    });
+    let made = mac.map(link_local_of);
+    let first = all.next()?;
+    Some(made.filter(|made| *made == first || all.any(|address| address == *made)).unwrap_or(first))
+}
+
+/// The link-local address that an interface's MAC makes (RFC 4291, appendix A).
+pub(super) fn link_local_of([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
 fn without_interface(pod: &Pod, held: &[Held], has_cgroup: bool) -> Place {

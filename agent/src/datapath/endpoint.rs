@@ -1,6 +1,6 @@
 //! What the rest of the agent may know about an endpoint.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 /// How an endpoint is attached.
@@ -67,6 +67,8 @@ pub struct EndpointInfo {
     pub addresses: Vec<IpAddr>,
     /// MAC of the judged interface, inside.
     pub mac: Option<[u8; 6]>,
+    /// Link-local address of the judged interface, inside, as it was when the pod was found.
+    pub link_local: Option<Ipv6Addr>,
     /// Networks beside that it may speak for, as its annotation says.
     pub sources: Vec<ipnet::IpNet>,
     /// What its namespace calls the node's, plus one; 0 where it has no number for it.

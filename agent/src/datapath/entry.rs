@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use sekisho_core::layout::{self, endpoint_flags};
 
 use super::Datapath;
+use super::discover::link_local_of;
 use super::endpoint::{Coverage, boundary};
 use super::error::ApplyError;
 use super::follow::Endpoint;
@@ -107,6 +108,11 @@ impl Datapath {
     }
 }
 
+fn last_half(address: Ipv6Addr) -> [u8; 8] {
+    let [.., a, b, c, d, e, f, g, h] = address.octets();
+    [a, b, c, d, e, f, g, h]
+}
+
 fn entry(endpoint: &Endpoint, policy: &EndpointPolicy, established_cap: u32, answered_cap: u32) -> layout::Endpoint {
     let info = &endpoint.info;
     let mut flags = 0;
@@ -133,6 +139,7 @@ fn entry(endpoint: &Endpoint, policy: &EndpointPolicy, established_cap: u32, ans
         established_cap,
         answered_cap,
         mac: info.mac.unwrap_or_default(),
+        link_local: info.mac.map(|mac| last_half(info.link_local.unwrap_or_else(|| link_local_of(mac)))).unwrap_or_default(),
         node_netns: info.node_netns,
         netns: endpoint.nsid.and_then(|nsid| u32::try_from(nsid).ok()).map_or(0, |nsid| nsid + 1),
         adopts_until: endpoint.adopts_until.unwrap_or(0),

@@ -174,10 +174,14 @@ pub(super) fn settled(endpoint: &mut Endpoint, pod: &Pod, surroundings: &mut Sur
     let info = &mut endpoint.info;
     let interface: Option<Arc<str>> = surroundings.name(ifindex).map(Arc::from);
     // Plugins that come after the one that gave the address may give another MAC. One that is new later may be the pod's own doing.
-    let mac = if endpoint.placed.elapsed() < SET_UP { surroundings.mac_behind(ifindex, nsid).or(info.mac) } else { info.mac };
-    if (&addresses, &interface, mac) == (&info.addresses, &info.interface, info.mac) {
+    let (mut mac, mut link_local) = (info.mac, info.link_local);
+    if endpoint.placed.elapsed() < SET_UP {
+        mac = surroundings.mac_behind(ifindex, nsid).or(mac);
+        link_local = surroundings.link_local(nsid, &addresses, mac).or(link_local);
+    }
+    if (&addresses, &interface, mac, link_local) == (&info.addresses, &info.interface, info.mac, info.link_local) {
         return Settled::Stays;
     }
-    (info.addresses, info.interface, info.mac) = (addresses, interface, mac);
+    (info.addresses, info.interface, info.mac, info.link_local) = (addresses, interface, mac, link_local);
     Settled::Changed
 }

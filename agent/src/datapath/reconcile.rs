@@ -13,7 +13,7 @@ use sekisho_core::layout::{CGROUP_ENDPOINT, EndpointState, EndpointSwept};
 
 use super::cgroup::{self, PodCgroup};
 use super::coverage::evidence;
-use super::discover::{Place, Surroundings};
+use super::discover::{Place, Surroundings, link_local_beside};
 use super::endpoint::{Attach, ChangeKind, Coverage, EndpointChange, EndpointInfo};
 use super::follow::{Endpoint, Left, Settled, WHOLE_INTERVAL, settled};
 use super::{Datapath, sizes};
@@ -259,6 +259,8 @@ impl Datapath {
                 endpoint.info.addresses = if bare { addresses } else { endpoint.own(addresses, status) };
                 // Who takes the addresses off its interface must not get rid of its MAC.
                 endpoint.info.mac = mac.or(endpoint.info.mac).or_else(|| self.former_mac(ifindex));
+                let (addresses, mac) = (&endpoint.info.addresses, endpoint.info.mac);
+                endpoint.info.link_local = nsid.and_then(|nsid| link_local_beside(&mut self.netlink, nsid, addresses, mac));
                 self.restore_pair(endpoint, ifindex);
                 let seen = nsid.and_then(|nsid| self.netlink.node_seen_from(Some(nsid)).ok().flatten());
                 endpoint.info.node_netns = seen.and_then(|number| u8::try_from(number + 1).ok()).unwrap_or(0);

@@ -20,6 +20,8 @@ pub enum Outcome {
     Silent,
     /// The source used an address that is not its own; `Contact::claimed` has it.
     Spoofed,
+    /// The source spoke as only routers and DHCP servers do.
+    Rogue,
 }
 
 impl Outcome {

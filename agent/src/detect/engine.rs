@@ -174,7 +174,8 @@ impl Detector {
 
     /// Takes in one contact.
     pub fn contact(&mut self, contact: &Contact) {
-        let source = self.source_number(&contact.source, contact.outcome == Outcome::Spoofed);
+        // A pod that lies about itself is one pod, not its workload.
+        let source = self.source_number(&contact.source, matches!(contact.outcome, Outcome::Spoofed | Outcome::Rogue));
         self.version += u64::from(contact.outcome != Outcome::Tried);
         if contact.outcome == Outcome::Answered {
             self.answered(source, contact);

@@ -420,6 +420,20 @@ fn one_spoofed_packet_is_an_alert_that_names_the_true_owner() {
     assert!(alert.title.contains("shop/scanner-1") && alert.title.contains("shop/db-1"), "{}", alert.title);
 }
 
+#[test]
+fn one_message_of_a_false_router_is_an_alert() {
+    let mut detector = detector();
+    let (mut key, mut flow) = flow(MINUTE, 0);
+    (key.remote, key.protocol, key.forged) = (ip("10.9.9.9"), 58, 1);
+    (flow.verdict, flow.reason, flow.mac) = (verdict::DENIED, reason::ROGUE_MESSAGE, [2, 0, 0, 0, 0, 9]);
+    detector.saw(Sighting::Started, &record(key, flow), false, &at(MINUTE));
+    let said = run(&mut detector, MINUTE, MINUTE + SECOND);
+    let [(_, alert)] = &said[..] else { panic!("{said:?}") };
+    assert_eq!((alert.rule.as_str(), alert.severity.as_str()), ("spoof.router", "high"));
+    assert!(alert.title.starts_with("shop/scanner-1 speaks as a router"), "{}", alert.title);
+    assert_eq!(alert.evidence.as_ref().unwrap().claimed_ip, None);
+}
+
 /// More keys than there is room for: bounded, and told.
 #[test]
 fn state_is_bounded() {

@@ -20,9 +20,14 @@ const PROBE_PACKETS: u64 = 4;
 impl Witness for Detector {
     fn saw(&mut self, sighting: Sighting, record: &FlowRecord, one_way: bool, now: &Now) {
         let flow = &record.flow;
-        if flow.reason == reason::SPOOFED_SOURCE {
+        let outcome = match flow.reason {
+            reason::SPOOFED_SOURCE => Some(Outcome::Spoofed),
+            reason::ROGUE_MESSAGE => Some(Outcome::Rogue),
+            _ => None,
+        };
+        if let Some(outcome) = outcome {
             if sighting == Sighting::Started {
-                self.spoofed(record);
+                self.forged(record, outcome);
             }
             return;
         }
@@ -143,7 +148,7 @@ impl Detector {
         }
     }
 
-    fn spoofed(&mut self, record: &FlowRecord) {
+    fn forged(&mut self, record: &FlowRecord, outcome: Outcome) {
         let flow = &record.flow;
         let Some(local) = record.local.clone() else { return };
         let claimed = address(&flow.local);
@@ -154,13 +159,13 @@ impl Detector {
             target: Party { ip: address(&record.key.remote), identity: record.remote.clone() },
             port: destination_port(&record.key, layout::EGRESS).unwrap_or(0),
             protocol: record.key.protocol,
-            outcome: Outcome::Spoofed,
+            outcome,
             time_ns: flow.start_ns,
             wall_ns: record.start_ns,
             first_flags: (record.key.protocol == TCP).then_some(flow.first_flags),
             flow: Some(record.flow_id),
             process: record.process.clone(),
-            claimed: Some((Party { ip: claimed, identity: owner }, flow.mac)),
+            claimed: (outcome == Outcome::Spoofed).then_some((Party { ip: claimed, identity: owner }, flow.mac)),
         });
     }
 }

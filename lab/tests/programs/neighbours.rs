@@ -161,6 +161,7 @@ fn discovery_carries_nothing_out() {
         assert_eq!(node::egress(&node, &frame), DROP, "{what}, type {}", frame[54]);
         let told: Vec<_> = node.told().iter().map(|told| told.flow.reason).collect();
         assert_eq!(told, [reason::DEFAULT_DENY], "{what}, type {}", frame[54]);
+        drop(node);
         assert_eq!(node::egress(&start(0), &frame), PASS, "a pod that nothing isolates may");
     }
 }
