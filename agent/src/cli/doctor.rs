@@ -94,7 +94,7 @@ fn agent(status: &StatusResponse) -> Vec<Finding> {
     for (word, cost) in [
         (
             "one_way",
-            "one direction does not pass the interface: these pods are judged at their control group, and failed connections are no evidence of a scan there",
+            "packets to these pods bypass their interface and are not judged, and there is no control group to attach to; failed connections are no evidence of a scan there",
         ),
         ("unseen", "their traffic is neither recorded nor judged"),
     ] {
@@ -111,7 +111,8 @@ fn agent(status: &StatusResponse) -> Vec<Finding> {
         let more = if at_group.len() > NAMED { " and others" } else { "" };
         let names = at_group[..at_group.len().min(NAMED)].join(", ");
         let found = format!("{} pods are judged at their control group: {names}{more}", at_group.len());
-        let cost = "their interface on the node sees not all of their traffic, or there is none; MAC addresses are not seen";
+        let cost = "they have no interface on the node, and a control group sees sockets only: AF_PACKET frames, replies to pings and RSTs pass \
+                    unjudged, denied datagrams enter the pod's namespace, and MAC addresses are not seen";
         findings.push(Finding { cost: Some(cost.to_owned()), ..Finding::note("coverage", found) });
     }
     if findings.len() == 1 {
