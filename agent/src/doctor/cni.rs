@@ -166,9 +166,7 @@ impl Known {
                  none). What the pod sends is judged at its veth; denied datagrams may enter its namespace, and do not reach its sockets",
             ),
             Meaning::Several => note("interfaces beyond a pod's first are not judged; they are counted or reported unseen"),
-            Meaning::NoVeth => {
-                note(NO_VETH)
-            }
+            Meaning::NoVeth => note(NO_VETH),
         }
     }
 }
