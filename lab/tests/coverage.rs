@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sekisho_lab::raw::{self, Raw};
-use sekisho_lab::{Agent, Heading, Lab, Layout, Place, Pod, PodSpec, ShortCut, Sniffer, app, counts_are_the_wires, newcomer, until};
+use sekisho_lab::{Agent, Heading, Lab, Layout, Place, Pod, PodSpec, ShortCut, Sniffer, app, counts_are_the_wires, newcomer, tool, until};
 use serde_json::{Value, json};
 
 const SYN: u8 = 2;
@@ -131,7 +131,9 @@ fn forged_evidence_takes_no_program_away() -> Result<()> {
             std::thread::sleep(Duration::from_millis(5));
         }
         for wire in wires {
-            let passed = wire.total(|flow| flow.heading == Heading::In && (flow.source.0 == pod.v4() || flow.source.0 == pod.v6()))?;
+            let passed = wire.total(|flow| {
+                flow.heading == Heading::In && flow.protocol == 6 && (flow.source.0 == pod.v4() || flow.source.0 == pod.v6())
+            })?;
             ensure!(passed.packets == 0, "{passed:?} passed");
         }
         let status = agent.status()?;
@@ -158,7 +160,10 @@ fn a_start_at_full_churn_is_no_evidence() -> Result<()> {
     }
     let client = lab.pod(PodSpec::new("shop", "client"))?;
     let target = |pod: &Pod| format!("{}:80", pod.v4());
-    let churn = servers.iter().map(|(server, _)| client.start(&["rate", &target(server), "150", "14"])).collect::<Result<Vec<_>>>()?;
+    let churn = servers
+        .iter()
+        .map(|(server, _)| client.spawn(tool::binary()?, &["rate", &target(server), "150", "14"]))
+        .collect::<Result<Vec<_>>>()?;
     std::thread::sleep(Duration::from_secs(1));
     let agent = Agent::start(&lab, &[])?;
     std::thread::sleep(Duration::from_secs(8));
