@@ -20,6 +20,7 @@ mod netns;
 mod place;
 mod pod;
 pub mod programs;
+pub mod raw;
 mod short_cut;
 mod sniffer;
 mod starts;

@@ -144,7 +144,7 @@ fn a_blind_interface_is_told_with_its_cost() -> Result<()> {
     let _short_cut = ShortCut::into_pod(&lab, &server)?;
     agent.until_status("judged at its control group", std::time::Duration::from_secs(15), |status| {
         let _either = lab.outside().reaches("tcp", server.v4(), 80);
-        status["endpoints"].as_array().into_iter().flatten().any(|endpoint| endpoint["attach"] == "cgroup")
+        status["endpoints"].as_array().into_iter().flatten().any(|endpoint| endpoint["attach"] == "tcx+cgroup")
     })?;
     let (code, answer) = doctor(&lab, &[])?;
     let coverage = found(&answer, "coverage")?;

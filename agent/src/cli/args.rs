@@ -156,7 +156,7 @@ pub struct AgentArgs {
     #[arg(long, value_enum)]
     pub mode: Option<Mode>,
     /// What a pod may do before its policy is in force: `hold` drops what it sends and gets, `open` lets it pass. In mode
-    /// enforce only; kept while no agent runs [default: open with --manifests, hold with the API server]
+    /// enforce only; kept while no agent runs, for what passes sockets [default: open with --manifests, hold with the API server]
     #[arg(long, value_enum)]
     pub posture: Option<Posture>,
     /// How long after its first attachment a pod may have connections that are older. While it lasts, a connection of a sandbox

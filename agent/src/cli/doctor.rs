@@ -72,6 +72,26 @@ fn exit(findings: &[Finding]) -> Exit {
     }
 }
 
+/// Pods that are judged at their control groups, and what that leaves open.
+fn at_groups(status: &StatusResponse) -> Vec<Finding> {
+    let only = "they have no interface on the node, and a control group sees sockets only: AF_PACKET frames, replies to pings and RSTs pass \
+                unjudged, denied datagrams enter the pod's namespace, and MAC addresses are not seen";
+    let too = "packets to them bypass their interface, as with bpf_redirect_peer: denied datagrams among these enter the pod's namespace, and \
+               do not reach its sockets";
+    let note = |how: &str, cost: &str, wanted: &dyn Fn(&str) -> bool| {
+        let pods = status.endpoints.iter().filter(|endpoint| wanted(&endpoint.attach) && !endpoint.host_network);
+        let pods: Vec<String> = pods.filter_map(|e| e.pod.as_ref()).map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+        let more = if pods.len() > NAMED { " and others" } else { "" };
+        let found = format!("{} pods are judged at their {how}: {}{more}", pods.len(), pods[..pods.len().min(NAMED)].join(", "));
+        (!pods.is_empty()).then(|| Finding { cost: Some(cost.to_owned()), ..Finding::note("coverage", found) })
+    };
+    let notes = [
+        note("control group", only, &|attach| attach == "cgroup"),
+        note("interface and at their control group", too, &|attach| attach.ends_with("+cgroup")),
+    ];
+    notes.into_iter().flatten().collect()
+}
+
 /// What the running agent says of itself.
 fn agent(status: &StatusResponse) -> Vec<Finding> {
     let sum: u64 = status.maps.iter().map(|map| map.bytes).sum();
@@ -98,7 +118,7 @@ fn agent(status: &StatusResponse) -> Vec<Finding> {
     for (word, cost) in [
         (
             "one_way",
-            "one direction does not pass the interface: these pods are judged at their control group, and failed connections are no evidence of a scan there",
+            "packets to these pods bypass their interface and are not judged, and there is no control group to attach to; failed connections are no evidence of a scan there",
         ),
         ("unseen", "their traffic is neither recorded nor judged"),
     ] {
@@ -109,15 +129,7 @@ fn agent(status: &StatusResponse) -> Vec<Finding> {
             findings.push(Finding::lack("coverage", found, cost));
         }
     }
-    let at_group = status.endpoints.iter().filter(|endpoint| endpoint.attach == "cgroup" && !endpoint.host_network);
-    let at_group: Vec<String> = at_group.filter_map(|e| e.pod.as_ref()).map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
-    if !at_group.is_empty() {
-        let more = if at_group.len() > NAMED { " and others" } else { "" };
-        let names = at_group[..at_group.len().min(NAMED)].join(", ");
-        let found = format!("{} pods are judged at their control group: {names}{more}", at_group.len());
-        let cost = "their interface on the node sees not all of their traffic, or there is none; MAC addresses are not seen";
-        findings.push(Finding { cost: Some(cost.to_owned()), ..Finding::note("coverage", found) });
-    }
+    findings.extend(at_groups(status));
     if findings.len() == 1 {
         findings.push(Finding::good("coverage", format!("all {} pods are seen in both directions", status.endpoints.len())));
     }

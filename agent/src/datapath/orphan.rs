@@ -164,7 +164,11 @@ impl Datapath {
             let attached = if number & CGROUP_ENDPOINT == 0 { self.attach_interface(number).map(drop) } else { Ok(()) };
             let attached = attached.and_then(|()| group.map_or(Ok(()), |id| self.attacher.take_group(&self.programs, id)));
             self.end_crossing(crossings);
-            attached?;
+            if let Err(error) = attached {
+                // Without its entry here, the former layout stays until this has succeeded.
+                self.maps.endpoints.remove(&number)?;
+                return Err(error);
+            }
         }
         Ok(())
     }

@@ -190,9 +190,11 @@ impl Datapath {
             Place::Unknown(_) => false,
         };
         if !same {
+            // One that was never attached there leaves nothing behind.
+            let attached = endpoint.info.ready;
             match endpoint.leave(changes) {
                 // An interface that is there keeps its programs, as a stranger's.
-                Some((number, group)) if exists => {
+                Some((number, group)) if exists && attached => {
                     tracing::warn!(pod = %pod.name, number, "another interface carries its addresses now; the former one stays closed as it was");
                     if let Some(Err(error)) = group.map(|id| self.leave_group(id)) {
                         tracing::warn!(%error, "programs could not be taken off a control group");

@@ -79,6 +79,11 @@ const KNOWN: [Known; 16] = [
     Known { name: "ipvlan", types: &["ipvlan"], interfaces: &[], processes: &[], meaning: Meaning::NoVeth },
 ];
 
+/// What remains where only sockets are seen.
+const NO_VETH: &str = "pods have no interface on the node that can be judged at: they are judged at their control groups, which see sockets \
+     only. AF_PACKET frames, replies to pings, RSTs and virtual machines pass unjudged, denied datagrams enter the pod's namespace, and MAC \
+     addresses are not seen";
+
 pub(super) fn examine(pin_dir: &Path) -> Vec<Finding> {
     let interfaces = probe::interfaces();
     let names = interfaces.as_deref().unwrap_or_default();
@@ -182,12 +187,11 @@ impl Known {
             ),
             Meaning::Bypass => note(
                 "it judges NetworkPolicies too, and with eBPF host routing (bpf_redirect_peer) packets enter pods past the veth's host end: \
-                 the agent notices, calls such a pod one_way in `sekisho status`, and judges it at its control group",
+                 the agent notices, and attaches to such a pod's control group as well (tcx+cgroup in `sekisho status`; one_way where it has \
+                 none). What the pod sends is judged at its veth; denied datagrams may enter its namespace, and do not reach its sockets",
             ),
             Meaning::Several => note("interfaces beyond a pod's first are not judged; they are counted or reported unseen"),
-            Meaning::NoVeth => {
-                note("pods have no interface on the node: they are judged at their control groups, without sight of MAC addresses")
-            }
+            Meaning::NoVeth => note(NO_VETH),
         }
     }
 }
@@ -204,9 +208,9 @@ fn ends(interfaces: &[Interface]) -> Vec<Finding> {
         _ => Finding::good("interfaces", format!("{veths} veths lead to other networks")),
     }];
     if netkits > 0 {
-        let cost = "they are judged at their pods' control groups, without sight of MAC addresses";
+        let cost = "those without Ethernet headers (mode l3) are no place to judge at";
         findings.push(Finding {
-            cost: Some(cost.to_owned()),
+            cost: Some(format!("{cost}: {NO_VETH}")),
             ..Finding::note("interfaces", format!("{netkits} netkit devices lead to other networks"))
         });
     }

@@ -3,6 +3,7 @@
 
 mod find;
 mod hold;
+mod remain;
 mod settle;
 mod watch;
 
