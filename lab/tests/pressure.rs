@@ -82,6 +82,33 @@ fn answered_datagrams_of_one_pod() -> Result<()> {
     balanced(&agent.status()?["ledger"], false)
 }
 
+/// A denied peer floods an isolated pod with datagrams of ever new ports, as fast as it can, while the pod asks a server that
+/// takes its time. Every answer arrives: the flood uses up neither the budget nor the place of what the pod asks, small as the table is.
+#[test]
+fn a_denied_flood_leaves_an_isolated_pod_its_answers() -> Result<()> {
+    let lab = Lab::new("pressure-answers")?;
+    let [server, asker, flooder] = lab.pods("shop", ["server", "asker", "flooder"])?;
+    let out = json!([{"to": [app("server")], "ports": [{"protocol": "UDP", "port": 53}]}]);
+    let isolated = json!({"podSelector": {"matchLabels": {"app": "asker"}}, "policyTypes": ["Ingress", "Egress"], "egress": out});
+    lab.policy("shop", "asker", &isolated)?;
+    let _serving = server.start(&["serve", "udp-late", "53", "700"])?;
+    let agent = Agent::start(&lab, &["--memory-budget", "8Mi"])?;
+    for v6 in [false, true] {
+        let target = std::net::SocketAddr::new(asker.address(v6), 9000).to_string();
+        let spray = ["spray", "udp", &flooder.address(v6).to_string(), &target, "9000000", "0"];
+        let mut flood = flooder.spawn(sekisho_lab::tool::binary()?, &spray)?;
+        std::thread::sleep(Duration::from_secs(1));
+        let question = std::net::SocketAddr::new(server.address(v6), 53).to_string();
+        let result = asker.tool(&["ask", &question, "100", "25"])?.json()?;
+        ensure!(flood.alive()?, "the flood outlasts the questions");
+        drop(flood);
+        ensure!(result["answered"] == 100, "v6 {v6}: {result}");
+    }
+    let kernel = agent.status()?["ledger"]["kernel"].clone();
+    ensure!(number(&kernel["lost"]["insert_limited"]) > 100_000, "it was a flood: {kernel:#}");
+    balanced(&agent.status()?["ledger"], false)
+}
+
 /// The agent stopped while rings overflow: what was lost is counted, cause by cause.
 #[test]
 fn full_rings_are_accounted_for() -> Result<()> {

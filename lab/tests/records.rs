@@ -222,3 +222,23 @@ fn check_ledger(ledger: &Value) -> Result<()> {
     }
     Ok(())
 }
+
+/// A conversation ends when it has been idle for as long as the operator says, not before: one that goes on has one record.
+#[test]
+fn an_answered_datagram_flow_ends_when_it_has_been_idle() -> Result<()> {
+    let lab = Lab::new("records-idle")?;
+    let [server, client] = lab.pods("shop", ["server", "client"])?;
+    let _serving = server.serve("udp", 53)?;
+    let agent = Agent::start(&lab, &["--udp-timeout", "1s", "--udp-stream-timeout", "4s"])?;
+    for v6 in [false, true] {
+        let target = std::net::SocketAddr::new(server.address(v6), 53).to_string();
+        for _ in 0..3 {
+            ensure!(client.tool(&["dial", "udp", &target, "--from", "4000"])?.success());
+            std::thread::sleep(Duration::from_secs(2));
+        }
+        let ends = |record: &Value| is(record, "end", "egress", 53) && record["destination"]["ip"] == server.address(v6).to_string();
+        let end = agent.record("the end of the flow", Duration::from_secs(15), ends)?;
+        ensure!(end["end_reason"] == "idle" && end["packets"]["forward"] == 3 && end["packets"]["reply"] == 3, "{end:#}");
+    }
+    Ok(())
+}

@@ -101,13 +101,12 @@ The node is the network namespace in which the agent is started. In a pod of a D
 service account and the variable NODE_NAME (from spec.nodeName) say the rest. Manifests are ordinary Kubernetes objects in *.yaml, *.yml \
 and *.json files; the folder is watched, and a changed file changes the verdict.
 
-An idle flow is over, and a later packet begins another one: UDP and ICMP without an answer after 30s, with answers UDP after 120s and \
-ICMP after 30s, other protocols without ports or with SCTP's after 10m; TCP after 2h, 10m once a side has closed, 30s without an answer. \
-A denied flow is forgotten after 30s, one of TCP after 150s, which is longer than TCP waits between two retransmissions. The times of UDP \
-are read from the node's connection tracking where it is loaded, and can be set.
+A flow that has been idle for long enough ends, and a later packet begins another one. UDP ends after 30s without an answer and 120s \
+with answers, ICMP after 30s, SCTP and other protocols after 30s and 10m. TCP ends after 30s without an answer, 2h once established and \
+10m once one side has closed. A denied flow ends after 30s, of TCP after 150s, which is longer than TCP waits between two \
+retransmissions. The times of UDP follow this node's connection tracking where it has longer ones.
 
-When the agent ends, enforcement stays, unless \
---detach-on-exit is given; `sekisho detach` removes it later.";
+When the agent ends, enforcement stays, unless --detach-on-exit is given; `sekisho detach` removes it later.";
 
 /// Arguments of `sekisho agent`.
 #[derive(Args, Clone, Debug)]
@@ -186,10 +185,10 @@ pub struct AgentArgs {
     /// How often a ledger record is written
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
     pub ledger_interval: Duration,
-    /// How long a UDP flow without an answer may be idle [default: as nf_conntrack_udp_timeout says here, at least 30s]
+    /// How long a UDP flow without an answer may be idle [default: 30s, or nf_conntrack_udp_timeout if that is longer]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub udp_timeout: Option<Duration>,
-    /// How long a UDP flow with answers may be idle [default: as nf_conntrack_udp_timeout_stream says here, at least 120s]
+    /// How long a UDP flow with answers may be idle [default: 120s, or nf_conntrack_udp_timeout_stream if that is longer]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub udp_stream_timeout: Option<Duration>,
     /// How many records are kept in memory for `observe` and clients that come later

@@ -2,9 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 
 use super::number;
 
@@ -101,6 +102,27 @@ pub(super) fn knock(target: SocketAddr, count: u32, rate: u32) -> Result<bool> {
         let _refused = UdpSocket::bind((any, 0)).context("cannot bind")?.send_to(b"knock", target);
         std::thread::sleep(Duration::from_secs(1) / rate.max(1));
     }
+    Ok(true)
+}
+
+/// Asks `count` times, `rate` a second, each time from a socket of its own that is not connected, as resolvers' clients do, and
+/// tells how many answers came.
+pub(super) fn ask(target: SocketAddr, count: u32, rate: u32) -> Result<bool> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let mut sockets = Vec::new();
+    for _ in 0..count {
+        let socket = UdpSocket::bind((any, 0)).context("cannot bind")?;
+        socket.send_to(b"question", target)?;
+        sockets.push(socket);
+        std::thread::sleep(Duration::from_secs(1) / rate.max(1));
+    }
+    let last = Instant::now();
+    let answered = sockets.iter().filter(|socket| {
+        let left = PATIENCE.saturating_sub(last.elapsed()).max(Duration::from_millis(1));
+        socket.set_read_timeout(Some(left)).is_ok() && socket.recv_from(&mut [0; 16]).is_ok_and(|(_, from)| from == target)
+    });
+    println!("{}", json!({"asked": count, "answered": answered.count()}));
     Ok(true)
 }
 

@@ -37,12 +37,14 @@ sekisho-lab COMMAND
   nice PRIORITY COMMAND ...                 run COMMAND with that priority, -20 to 19
   pause                                     live until killed
   serve tcp|udp PORT [MESSAGE]              answer what is sent, or MESSAGE to everything
+  serve udp-late PORT MS                    answer every datagram so much later
   serve many tcp:PORT udp:PORT ...          several of the first kind at once
   serve tcp-in-turn PORT                    answer one connection after the other, without threads
   serve http PORT NAME                      answer GET requests in the name of NAME
   dial tcp|udp ADDR:PORT [--bytes N] [--count N] [--from PORT] [--bind ADDR] [--timeout MS] [--connect no] [--user ID]
   first ADDR:PORT ADDR:PORT MS              the first act of a pod: datagrams to the one, a connection to the other, for so long
   knock ADDR:PORT COUNT PER_SECOND          datagrams, each a new flow, whatever becomes of them
+  ask ADDR:PORT COUNT PER_SECOND            datagrams, each from a socket of its own; tell how many were answered
   http ADDR:PORT PATH                       one GET request; prints the first line of the answer
   hold ADDR:PORT COUNT SECONDS              keep COUNT connections busy, tell how many broke
   rate ADDR:PORT PER_SECOND SECONDS         new connections, tell how many succeeded
@@ -120,6 +122,7 @@ fn run(words: &[&str]) -> Result<bool> {
         ["serve", "tcp", port, message] => serve::tcp(number(port)?, Some(message)),
         ["serve", "tcp-in-turn", port] => serve::in_turn(number(port)?),
         ["serve", "udp", port] => serve::udp(number(port)?),
+        ["serve", "udp-late", port, milliseconds] => serve::udp_late(number(port)?, Duration::from_millis(number(milliseconds)?)),
         ["serve", "many", ports @ ..] => serve::many(ports),
         ["serve", "http", port, name] => serve::http(number(port)?, name),
         ["dial", protocol, target, options @ ..] => dial::main(protocol, target.parse().context("not ADDR:PORT")?, options),
@@ -129,6 +132,7 @@ fn run(words: &[&str]) -> Result<bool> {
             Duration::from_millis(number(milliseconds)?),
         ),
         ["knock", target, count, rate] => dial::knock(target.parse().context("not ADDR:PORT")?, number(count)?, number(rate)?),
+        ["ask", target, count, rate] => dial::ask(target.parse().context("not ADDR:PORT")?, number(count)?, number(rate)?),
         ["http", target, path] => Ok(dial::http(target.parse().context("not ADDR:PORT")?, path)),
         ["hold", target, count, seconds] => hold::main(target.parse().context("not ADDR:PORT")?, number(count)?, seconds_of(seconds)?),
         ["rate", target, rate, seconds] => Ok(hold::rate(target.parse().context("not ADDR:PORT")?, number(rate)?, seconds_of(seconds)?)),

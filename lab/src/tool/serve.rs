@@ -1,7 +1,8 @@
 //! Servers.
 
 use std::io::{Read, Write};
-use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -104,6 +105,26 @@ pub(super) fn udp(port: u16) -> Result<bool> {
     let socket = bind(port)?;
     println!("{READY}");
     answer(&socket)
+}
+
+/// Sends back every datagram after `delay`, as a resolver does that has to ask others first.
+pub(super) fn udp_late(port: u16, delay: Duration) -> Result<bool> {
+    let socket = bind(port)?;
+    let answering = socket.try_clone()?;
+    let (asked, waiting) = std::sync::mpsc::channel::<(Instant, Vec<u8>, SocketAddr)>();
+    std::thread::spawn(move || {
+        for (due, question, from) in waiting {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            // An unreachable client is no reason to stop.
+            let _unreachable = answering.send_to(&question, from);
+        }
+    });
+    println!("{READY}");
+    let mut buffer = vec![0u8; 64 << 10];
+    loop {
+        let (got, from) = socket.recv_from(&mut buffer)?;
+        asked.send((Instant::now() + delay, buffer[..got].to_vec(), from))?;
+    }
 }
 
 fn bind(port: u16) -> Result<UdpSocket> {

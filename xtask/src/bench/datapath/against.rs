@@ -21,7 +21,7 @@ use crate::bench::table::Table;
 /// Rounds: an odd number, so that one of them is in the middle.
 const ROUNDS: usize = 9;
 /// How often each line has its turn in a round, with either build.
-const PASSES: usize = 10;
+const PASSES: usize = 4;
 /// Rounds of flows in one turn.
 const OPENINGS: usize = 3;
 /// What an existing flow may cost more than with the other build, and a new one.
@@ -123,7 +123,7 @@ impl Item {
         match (&self.work, samples) {
             (Work::Existing(packets, interface), [samples, ..]) => bench.existing(packets, *interface, samples),
             (Work::New(first, interface), [samples, ..]) => bench.opening(*first, *interface, OPENINGS, samples),
-            (Work::Life(life), samples) => bench.lives(&life.packets, node::INTERFACE, OPENINGS, samples),
+            (Work::Life(life), samples) => bench.lives(&life.packets, node::INTERFACE, 1, samples),
             (_, []) => Ok(()),
         }
     }
