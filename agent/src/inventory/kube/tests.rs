@@ -210,7 +210,10 @@ fn a_bad_object_keeps_its_previous_version_until_a_good_one_comes() {
         "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"sector": {}}]}]}}"#;
     store.take(Kind::NetworkPolicy, Event::Apply(arrived(Kind::NetworkPolicy, bad)));
     let refusing = store.snapshot().expect("the refusal is told");
-    assert_eq!(refusing.refused, ["NetworkPolicy shop/deny, spec.ingress[0].from[0].sector: unknown field"]);
+    assert_eq!(
+        refusing.refused,
+        ["NetworkPolicy shop/deny, spec.ingress[0].from[0].sector: unknown field; its previous version stays in force"]
+    );
     same(&refusing, &before);
     // A relist with the same bad object is the same state.
     list(&mut store, Kind::NetworkPolicy, vec![arrived(Kind::NetworkPolicy, bad), object(9).1]);
@@ -223,6 +226,7 @@ fn a_bad_object_keeps_its_previous_version_until_a_good_one_comes() {
     store.take(Kind::NetworkPolicy, Event::Apply(arrived(Kind::NetworkPolicy, &new)));
     let snapshot = store.snapshot().expect("refused");
     assert_eq!((snapshot.policies.len(), snapshot.refused.len()), (2, 1));
+    assert!(snapshot.refused[0].ends_with("; never applied: nothing of it is in force"), "{:?}", snapshot.refused);
     store.take(Kind::NetworkPolicy, Event::Delete(Arrived { version: 50, ..arrived(Kind::NetworkPolicy, &new) }));
     assert_eq!(store.snapshot().expect("gone").refused, Vec::<String>::new());
 }
