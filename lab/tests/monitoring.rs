@@ -65,7 +65,7 @@ fn flows_denials_and_alerts_are_counted_by_name() -> Result<()> {
     until(Duration::from_secs(10), "flows are counted by policy, rule and verdict", || {
         page = get(&lab, "/metrics")?;
         // A refused attempt may be tried again from another port.
-        Ok(value(&page, allowed) == 2.0 && value(&page, denied) >= 2.0 && value(&page, denials) >= 2.0 && value(&page, flows) >= 4.0)
+        Ok(value(&page, allowed) >= 2.0 && value(&page, denied) >= 2.0 && value(&page, denials) >= 2.0 && value(&page, flows) >= 4.0)
     })
     .with_context(|| page.clone())?;
     ensure!(value(&page, "sekisho_packets_dropped_total") >= 2.0, "{page}");
@@ -74,7 +74,7 @@ fn flows_denials_and_alerts_are_counted_by_name() -> Result<()> {
     // A series of every rule and severity is there before the first alert, or Prometheus would not see it grow.
     let high = r#"sekisho_alerts_total{rule="scan.vertical",severity="high"}"#;
     ensure!(page.contains(&format!("{high} 0")), "{page}");
-    stranger.tool(&["sweep", &server.v4().to_string(), "5400-5499"])?;
+    stranger.tool(&["scan", "connect", &server.v4().to_string(), "5400", "5499"])?;
     let all = r#"sekisho_alerts_total{rule="scan.vertical",severity=""#;
     until(Duration::from_secs(10), "the scan is counted", || {
         page = get(&lab, "/metrics")?;
@@ -93,7 +93,7 @@ fn the_kernels_part_is_served_on_request_only() -> Result<()> {
         ensure!(detailed.contains(inside) && !page.contains(inside), "{inside}:\n{page}");
     }
     let build = page.lines().find(|line| line.starts_with("sekisho_build_info{")).context("the build is named")?;
-    ensure!(build.contains("version=\"") && build.contains("commit=\"") && build.ends_with(" 1"), "{build}");
+    ensure!(build.contains("version=\"") && build.contains("commit=\"") && build.ends_with(" 1.0"), "{build}");
     Ok(())
 }
 

@@ -39,7 +39,10 @@ pub(crate) fn run() -> Result<()> {
     write(TARGET, &manifests()?)?;
     fs::create_dir_all(root().join(SCHEMAS)).with_context(|| format!("cannot make {SCHEMAS}"))?;
     let schemas = root().join(SCHEMAS);
-    step("write the JSON Schemas", cargo().args(["run", "--quiet", "--package", "sekisho-proto", "--example", "schemas"]).arg(schemas))
+    step(
+        "write the JSON Schemas",
+        cargo().args(["run", "--quiet", "--package", "sekisho-proto", "--example", "schemas", "--"]).arg(schemas),
+    )
 }
 
 fn write(name: &str, text: &str) -> Result<()> {

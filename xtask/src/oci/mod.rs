@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn tar_itself_reads_it() {
-        let packed = pack([("a/b", 0o755, b"hello".as_slice()), ("c", 0o644, &[7; 1000])]).unwrap();
+        let packed = pack([("a/b", 0o755, b"hello".as_slice()), ("c", 0o644, [7_u8; 1000].as_slice())]).unwrap();
         let mut child = Command::new("tar")
             .args(["--list", "--verbose", "--numeric-owner", "--file", "-"])
             .stdin(Stdio::piped())

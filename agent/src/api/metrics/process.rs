@@ -89,7 +89,6 @@ mod tests {
     fn fields_are_found_behind_any_name() {
         let text = "7 (a) b (c) R 1 1 1 0 -1 4194560 1 2 3 4 150 50 0 0 20 0 5 0 9000 1000 200";
         let stat = Stat::read(text);
-        assert_eq!((stat.processor, stat.started), (200.0, 9000.0));
-        assert_eq!(resident_pages("1000 250 3 4"), 250.0);
+        assert_eq!((stat.processor, stat.started, resident_pages("1000 250 3 4")), (200.0, 9000.0, 250.0));
     }
 }
