@@ -92,6 +92,9 @@ fn filters_select_what_they_say() -> Result<()> {
     Ok(())
 }
 
+/// The same, of closures that are shared.
+type Test<'a> = &'a dyn Fn(&Value) -> bool;
+
 /// The filters that operators know from kubectl and hubble, on real traffic; the agent applies them.
 #[test]
 fn filters_of_kubectl_and_hubble() -> Result<()> {
@@ -109,7 +112,6 @@ fn filters_of_kubectl_and_hubble() -> Result<()> {
     let denied = |record: &Value| record["verdict"] == "denied";
     let ended = |record: &Value| record["kind"] == "end";
     let none = |_: &Value| false;
-    type Test<'a> = &'a dyn Fn(&Value) -> bool;
     let cases: [(&[&str], Test<'_>); 20] = [
         (&["--pod", "shop/cli"], &of_client),
         (&["-n", "shop", "--from-pod", "cli"], &of_client),

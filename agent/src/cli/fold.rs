@@ -128,6 +128,10 @@ impl Fold {
 
     /// Whether the other end's record is likely to come.
     fn has_other_end(&self, record: &Record, flow: &Flow) -> bool {
+        // What is dropped where it is sent never arrives.
+        if flow.direction() == Direction::Egress && flow.verdict() == Verdict::Denied {
+            return false;
+        }
         let remote = if flow.direction() == Direction::Ingress { &flow.source } else { &flow.destination };
         let Some(remote) = remote else { return false };
         let near = |peer: &Peer| self.nodes || peer.node.as_ref().is_none_or(|node| *node == record.node);
@@ -326,6 +330,9 @@ mod tests {
         let mut one = Fold::new(false);
         one.push(record(1, Kind::Start, there.clone()), now);
         assert!(one.pop(now).is_some());
+        let mut dropped = Fold::new(true);
+        dropped.push(record(1, Kind::Start, flow("a", Direction::Egress, Verdict::Denied)), now);
+        assert!(dropped.pop(now).is_some(), "it never gets there");
         let mut outside = there.clone();
         outside.destination = Some(Peer { ip: "192.0.2.1".into(), ..Peer::default() });
         let mut several = Fold::new(true);

@@ -124,8 +124,9 @@ fn nonsense_is_refused_by_name() {
 /// `shop/web` of a Deployment, with labels.
 fn labelled() -> FlowRecord {
     let mut web = (*pod("shop", "web-5d9f7c6b8-q7k2m")).clone();
+    let text = std::sync::Arc::<str>::from;
     if let Owner::Pod { labels, workload, .. } = &mut web.owner {
-        *labels = std::sync::Arc::new([("app".into(), "web".into()), ("tier".into(), "front".into())].into());
+        *labels = std::sync::Arc::new([(text("app"), text("web")), (text("tier"), text("front"))].into());
         *workload = Workload { kind: "Deployment".into(), name: "frontend".into() };
     }
     FlowRecord { local: Some(web.into()), ..flow() }
