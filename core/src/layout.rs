@@ -1,13 +1,11 @@
 //! Types that cross the kernel boundary: map keys, map values and ring-buffer events.
 //!
-//! They are a wire format. Every type is `repr(C)`, padded by hand (the zerocopy derives refuse
-//! implicit padding) and its size is asserted. [`LAYOUT`] hashes them; the pin directory bears that hash, so
-//! an agent never adopts maps of another shape.
+//! They are a wire format. Every type is `repr(C)`, padded by hand (the zerocopy derives refuse implicit padding) and its size is
+//! asserted. [`LAYOUT`] hashes them; the pin directory bears that hash, so an agent never adopts maps of another shape.
 //!
-//! Conventions: addresses are 16 bytes, IPv4 in its v4-mapped form (RFC 4291, 2.5.5.2), except in
-//! [`FlowKey4`]; ports are in host order except in [`PortKey`], an LPM key, where they are big-endian;
-//! `direction` is [`EGRESS`] or [`INGRESS`]; times are nanoseconds of `CLOCK_BOOTTIME` or the low 32
-//! bits of jiffies, as named.
+//! Conventions: addresses are 16 bytes, IPv4 in its v4-mapped form (RFC 4291, 2.5.5.2), except in [`FlowKey4`]; ports are in host
+//! order except in [`PortKey`], an LPM key, where they are big-endian; `direction` is [`EGRESS`] or [`INGRESS`]; times are
+//! nanoseconds of `CLOCK_BOOTTIME` or the low 32 bits of jiffies, as named.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -21,7 +19,7 @@ mod meaning;
 pub use described::{Field, Type};
 pub use frame::{SocketFrame, SocketQuery};
 pub(crate) use meaning::numbers;
-pub use meaning::{address_flags, basis, contact, end_reason, endpoint_flags, event, flow_flags, hold, mode, reason, verdict};
+pub use meaning::{HAIRPIN, address_flags, basis, contact, end_reason, endpoint_flags, event, flow_flags, hold, mode, reason, verdict};
 
 /// What the endpoint sends: the index 0 of everything kept per direction of the endpoint.
 pub const EGRESS: u8 = 0;
@@ -29,8 +27,6 @@ pub const EGRESS: u8 = 0;
 pub const INGRESS: u8 = 1;
 /// Who opened the flow is not known: it began before we watched.
 pub const UNKNOWN: u8 = 2;
-/// In [`RuleKey::direction`]: an endpoint that is itself behind a Service, as which it may use that; `set` is its instance there.
-pub const HAIRPIN: u8 = 2;
 
 /// An endpoint number with this bit set names a cgroup endpoint (the rest is [`Endpoint::index`]);
 /// without it, it is the interface index of the pod's host-side veth.

@@ -114,17 +114,22 @@ impl Datapath {
             self.backends = self.maps.backends.entries()?.into_iter().collect();
         }
         let wanted = self.by_backend(&flows);
-        for (key, backend) in wanted.iter().filter(|(key, backend)| self.backends.get(*key) != Some(*backend)) {
-            if let Err(error) = self.maps.backends.put(key, backend) {
-                tracing::warn!(%error, "BACKENDS has no room: some open flows to Services are judged by all backends");
-                break;
-            }
-        }
+        // First what goes, for what comes may need its room.
         let gone: Vec<FlowKey6> = self.backends.keys().filter(|key| !wanted.contains_key(*key)).copied().collect();
         for key in gone {
             self.maps.backends.remove(&key)?;
+            self.backends.remove(&key);
         }
-        self.backends = wanted;
+        for (key, backend) in wanted {
+            if self.backends.get(&key) == Some(&backend) {
+                continue;
+            }
+            if let Err(error) = self.maps.backends.put(&key, &backend) {
+                tracing::warn!(%error, "BACKENDS has no room: some open flows to Services are judged by all backends");
+                break;
+            }
+            self.backends.insert(key, backend);
+        }
         Ok(())
     }
 

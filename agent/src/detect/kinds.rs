@@ -111,7 +111,7 @@ impl Memory {
 }
 
 /// Every kind.
-pub(super) const KINDS: [Kind; 3] = [
+pub(super) const KINDS: [Kind; 4] = [
     Kind {
         name: "scan.vertical",
         version: 1,

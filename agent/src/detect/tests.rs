@@ -424,7 +424,7 @@ fn one_spoofed_packet_is_an_alert_that_names_the_true_owner() {
 fn one_message_of_a_false_router_is_an_alert() {
     let mut detector = detector();
     let (mut key, mut flow) = flow(MINUTE, 0);
-    (key.remote, key.protocol, key.forged) = (ip("10.9.9.9"), 58, 1);
+    (key.remote, key.protocol, key.cause) = (ip("10.9.9.9"), 58, reason::ROGUE_MESSAGE);
     (flow.verdict, flow.reason, flow.mac) = (verdict::DENIED, reason::ROGUE_MESSAGE, [2, 0, 0, 0, 0, 9]);
     detector.saw(Sighting::Started, &record(key, flow), false, &at(MINUTE));
     let said = run(&mut detector, MINUTE, MINUTE + SECOND);

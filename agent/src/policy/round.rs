@@ -105,7 +105,8 @@ impl Compiler {
                         None => everyone.clone(),
                     };
                     // Where there is no row for a class, the one for everyone holds.
-                    if if class == 0 { row.is_empty() } else { row == everyone } {
+                    let spare = if class == 0 { row.is_empty() } else { row == everyone };
+                    if spare {
                         continue;
                     }
                     if let Some(place) = place {

@@ -134,6 +134,9 @@ numbers! {
         BOTH = 3 "both",
     }
 }
+/// In [`RuleKey::direction`](super::RuleKey::direction): a pod that is itself behind a Service, and may use it as if it were not.
+/// `set` is the pod's instance there, and a row allows also where it names no rule.
+pub const HAIRPIN: u8 = 2;
 
 /// Bits of [`Flow::flags`].
 pub mod flow_flags {

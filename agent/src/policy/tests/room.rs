@@ -144,7 +144,7 @@ fn compiled(compiler: &mut Compiler, snapshot: &Snapshot, numbers: &Numbers, ker
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// From any policies to any others, over restarts too, there is room, and the small namespace's policy holds.
     #[test]
