@@ -127,7 +127,7 @@ fn the_pods_word_counts_for_a_while() {
         let node = start(BOTH, u32::MAX);
         assert_eq!(tcp(&node, v6, true, 80, by_peer, ACK), PASS, "older connections go on");
         let flow = young(&node, v6, 80, by_peer, 6);
-        assert_eq!((flow.opened, flow.basis), (INGRESS, basis::PROVEN));
+        assert_eq!((flow.opened, u32::from(flow.basis)), (INGRESS, basis::PROVEN));
     }
 }
 
