@@ -54,12 +54,13 @@ impl World {
     }
 }
 
-/// The pod's tables, its namespace known; older connections are believed until so many seconds after boot.
-fn start(isolated: u32, adopts_until: u32) -> Node {
-    let node = node::start(isolated);
+/// Begins anew: the pod's tables, its namespace known; older connections are believed until so many seconds after boot.
+fn start(node: &mut Node, isolated: u32, adopts_until: u32) {
+    node.clear().expect("clears");
+    node.told();
+    node::fill(node, isolated);
     let endpoint = Endpoint { netns: NETNS + 1, adopts_until, ..node::endpoint(isolated) };
     node.put("ENDPOINTS", &1u32, &endpoint).expect("writes");
-    node
 }
 
 /// A flow that is not promoted yet.
@@ -74,6 +75,7 @@ fn tcp(node: &Node, v6: bool, egress: bool, pod: u16, peer: u16, flags: u8) -> i
 #[test]
 fn who_opened_shows_in_the_sockets() {
     let world = World::new("programs-opened");
+    let mut node = node::empty();
     // A policy allows TCP 80 in both directions and nothing else.
     let _listening = [80, 81].map(|port| (World::listen(&world.pod, port), World::listen(&world.peer, port)));
     for v6 in [false, true] {
@@ -83,7 +85,7 @@ fn who_opened_shows_in_the_sockets() {
             let expected = if port == 80 { PASS } else { DROP };
             let why = if port == 80 { 0 } else { reason::DEFAULT_DENY };
             for first in [true, false] {
-                let node = start(BOTH, 0);
+                start(&mut node, BOTH, 0);
                 assert_eq!(tcp(&node, v6, first, by_pod, port, ACK), expected, "the pod's, v6 {v6}, egress {first}");
                 let flow = young(&node, v6, by_pod, port, 6);
                 assert_eq!((flow.opened, flow.reason, flow.flags & flow_flags::ADOPTED), (EGRESS, why, flow_flags::ADOPTED));
@@ -93,14 +95,14 @@ fn who_opened_shows_in_the_sockets() {
                 }
                 assert_eq!(node::flow_with(&node, "ESTABLISHED", Who::Peer, v6, (by_pod, port, 6)).is_some(), port == 80, "promoted");
             }
-            let node = start(BOTH, 0);
+            start(&mut node, BOTH, 0);
             assert_eq!(tcp(&node, v6, false, port, by_peer, ACK), expected, "the peer's, v6 {v6}");
             let flow = young(&node, v6, port, by_peer, 6);
             assert_eq!((flow.opened, flow.reason, flow.flags & flow_flags::ADOPTED), (INGRESS, why, flow_flags::ADOPTED));
             assert_eq!(tcp(&node, v6, true, port, by_peer, ACK), expected);
             // Policy lets the pod open everything, but the connection is the peer's.
             for until in [0, u32::MAX] {
-                let node = start(endpoint_flags::ISOLATED_INGRESS, until);
+                start(&mut node, endpoint_flags::ISOLATED_INGRESS, until);
                 assert_eq!(tcp(&node, v6, true, port, by_peer, ACK), expected, "the pod speaks first, v6 {v6}, until {until}");
                 assert_eq!(young(&node, v6, port, by_peer, 6).opened, INGRESS);
             }
@@ -112,10 +114,11 @@ fn who_opened_shows_in_the_sockets() {
 #[test]
 fn the_pods_word_counts_for_a_while() {
     let world = World::new("programs-word");
+    let mut node = node::empty();
     let _listening = World::listen(&world.pod, 80);
     for v6 in [false, true] {
         let (_in, by_peer) = World::connect(&world.peer, &world.pod, v6, 80);
-        let mut node = start(BOTH, 0);
+        start(&mut node, BOTH, 0);
         for _ in 0..2 {
             assert_eq!(tcp(&node, v6, true, 80, by_peer, ACK), DROP, "the pod may not open to there");
         }
@@ -124,7 +127,7 @@ fn the_pods_word_counts_for_a_while() {
         assert_eq!(tcp(&node, v6, false, 80, by_peer, ACK), PASS, "the peer itself shows that it is its own");
         assert_eq!(tcp(&node, v6, true, 80, by_peer, ACK), PASS);
         assert_eq!(node.told().len(), 3, "two starts, and the end of the denied one");
-        let node = start(BOTH, u32::MAX);
+        start(&mut node, BOTH, u32::MAX);
         assert_eq!(tcp(&node, v6, true, 80, by_peer, ACK), PASS, "older connections go on");
         let flow = young(&node, v6, 80, by_peer, 6);
         assert_eq!((flow.opened, u32::from(flow.basis)), (INGRESS, basis::PROVEN));
@@ -134,11 +137,12 @@ fn the_pods_word_counts_for_a_while() {
 #[test]
 fn what_no_kernel_knows_is_its_senders() {
     let world = World::new("programs-unknown");
+    let mut node = node::empty();
     let _listening = World::listen(&world.pod, 81);
     for v6 in [false, true] {
         for flags in [ACK, ACK | FIN, ACK | 8, SYN | ACK, RST, RST | ACK] {
             for egress in [true, false] {
-                let node = start(BOTH, u32::MAX);
+                start(&mut node, BOTH, u32::MAX);
                 // Nobody listens on 33; on 81 somebody does, and no policy admits the peer.
                 for pod in [33, 81] {
                     for _ in 0..2 {
@@ -155,7 +159,7 @@ fn what_no_kernel_knows_is_its_senders() {
         for (netns, flag, until, expected) in
             [(0, 0, u32::MAX, PASS), (NETNS + 1, endpoint_flags::OWN_STACK, u32::MAX, PASS), (0, 0, 0, DROP), (0, 0, 1, DROP)]
         {
-            let node = node::start(BOTH);
+            start(&mut node, BOTH, 0);
             node.put("ENDPOINTS", &1u32, &Endpoint { netns, adopts_until: until, ..node::endpoint(BOTH | flag) }).expect("writes");
             assert_eq!(tcp(&node, v6, false, 4000, 80, ACK), expected, "an answer, v6 {v6}, until {until}");
         }
@@ -166,8 +170,9 @@ fn what_no_kernel_knows_is_its_senders() {
 #[test]
 fn an_accepting_segment_needs_its_question() {
     let world = World::new("programs-accept");
+    let mut node = node::empty();
     let _listening = World::listen(&world.pod, 80);
-    let node = start(endpoint_flags::ISOLATED_EGRESS | endpoint_flags::ISOLATED_INGRESS, 0);
+    start(&mut node, endpoint_flags::ISOLATED_EGRESS | endpoint_flags::ISOLATED_INGRESS, 0);
     assert_eq!(tcp(&node, false, false, 4000, 80, SYN | ACK), DROP, "nobody asked");
     assert_eq!(tcp(&node, false, true, 80, 4000, SYN | ACK), DROP, "nobody asks");
     // The peer's kernel is silent: its interface is off.
@@ -176,11 +181,11 @@ fn an_accepting_segment_needs_its_question() {
         let target = SocketAddr::new(world.peer.address(v6), 80);
         let port = if v6 { 42_001 } else { 42_000 };
         let asking = world.pod.netns().within(|| sekisho_lab::asking(port, target)).expect("asks");
-        let node = start(BOTH, 0);
+        start(&mut node, BOTH, 0);
         assert_eq!(tcp(&node, v6, false, port, 80, SYN | ACK), PASS, "the answer");
         let flow = young(&node, v6, port, 80, 6);
         assert_eq!((flow.opened, flow.state, flow.flags & flow_flags::ADOPTED), (EGRESS, state::SYN_RECEIVED, 0));
-        let node = start(BOTH, 0);
+        start(&mut node, BOTH, 0);
         assert_eq!(tcp(&node, v6, false, port, 80, RST | ACK), PASS, "the refusal");
         assert_eq!(tcp(&node, v6, false, port, 81, SYN | ACK), DROP, "somebody else");
         drop(asking);
@@ -190,16 +195,17 @@ fn an_accepting_segment_needs_its_question() {
 #[test]
 fn answers_of_servers_open_nothing() {
     let world = World::new("programs-answers");
+    let mut node = node::empty();
     let udp = |node: &Node, v6, egress: bool, pod, peer| node::send(node, egress, &frames::udp_of(v6, egress, pod, peer));
     for v6 in [false, true] {
         let _server = world.datagrams(v6, 54);
         // The pod may open everything; its peer only UDP 53.
         for (until, peer, expected) in [(0, 40_000, DROP), (u32::MAX, 40_000, DROP), (u32::MAX, 4000, DROP), (0, 4000, PASS)] {
-            let node = start(endpoint_flags::ISOLATED_INGRESS, until);
+            start(&mut node, endpoint_flags::ISOLATED_INGRESS, until);
             assert_eq!(udp(&node, v6, true, 54, peer), expected, "v6 {v6}, until {until}, to {peer}");
             assert_eq!(udp(&node, v6, false, 54, peer), expected, "and what it answers");
         }
-        let node = start(endpoint_flags::ISOLATED_INGRESS, u32::MAX);
+        start(&mut node, endpoint_flags::ISOLATED_INGRESS, u32::MAX);
         assert_eq!(udp(&node, v6, true, 55, 4000), PASS, "no socket is bound there");
         // A client: the answer comes, of which nothing is known any more.
         let client = world.datagrams(v6, 0);
@@ -215,7 +221,7 @@ fn answers_of_servers_open_nothing() {
             if connected {
                 client.connect((world.peer.address(v6), 53)).expect("connects");
             }
-            let node = start(isolated, until);
+            start(&mut node, isolated, until);
             assert_eq!(udp(&node, v6, false, port, peer), expected, "v6 {v6}, until {until}, connected {connected}, from {peer}");
             if expected == PASS {
                 assert_eq!(young(&node, v6, port, peer, 17).opened, EGRESS);
