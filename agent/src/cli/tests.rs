@@ -118,6 +118,9 @@ fn the_agent_has_defaults() {
     assert_eq!(args.pin_dir, Path::new("/sys/fs/bpf/sekisho"));
     assert_eq!(args.update_interval, Duration::from_secs(30));
     assert!(!args.detach_on_exit && args.jsonl.is_none() && args.listen.is_none());
+    assert_eq!((args.udp_timeout, args.udp_stream_timeout), (None, None), "as the kernel has it");
+    let args = agent("agent --manifests /tmp --node-name n1 --udp-timeout 10s --udp-stream-timeout 3m");
+    assert_eq!((args.udp_timeout, args.udp_stream_timeout), (Some(Duration::from_secs(10)), Some(Duration::from_mins(3))));
 }
 
 #[test]

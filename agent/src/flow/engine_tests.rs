@@ -93,7 +93,7 @@ fn denied_flows_are_told_by_count_and_end_denied() {
     bench.start(key, flow);
     (flow.packets[0], flow.last) = (3, jiffies(5 * SECOND));
     let mut table = HashMap::from([(key, (Table::Embryonic, flow))]);
-    for second in 3..40 {
+    for second in 3..160 {
         bench.sweep(second * SECOND, 1, &mut table);
     }
     assert_eq!(bench.moments(), [Moment::Start, Moment::Update, Moment::End(end_reason::DENIED)]);
@@ -105,7 +105,8 @@ fn time_outs_by_table_and_protocol() {
     let cases = [
         (Table::Embryonic, 6, [2, 0], 30, end_reason::TIMEOUT),
         (Table::Embryonic, 17, [0, 0], 30, end_reason::TIMEOUT),
-        (Table::Answered, 17, [0, 0], 60, end_reason::IDLE),
+        (Table::Answered, 17, [0, 0], 120, end_reason::IDLE),
+        (Table::Answered, 132, [0, 0], 600, end_reason::IDLE),
         (Table::Answered, 1, [0, 0], 30, end_reason::IDLE),
         (Table::Established, 6, [0x12, 0x12], 7200, end_reason::IDLE),
         (Table::Established, 6, [0x13, 0x12], 600, end_reason::IDLE),
@@ -297,7 +298,7 @@ fn a_changed_verdict_ends_and_starts_under_one_id() {
     // A sweep that still meets the old life, then one that meets the new one.
     bench.sweep(9 * SECOND, 2, &mut table);
     table.insert(key, (Table::Embryonic, new));
-    for second in 10..45 {
+    for second in 10..165 {
         bench.sweep(second * SECOND, 2, &mut table);
     }
     let records = bench.records();
