@@ -210,6 +210,15 @@ fn neighbours(endpoint: &Endpoint, address: &[u8; 16]) -> bool {
     (count > 0 && words(first)[0] == prefix) || (count > 1 && words(second)[0] == prefix) || held_by(address, address_flags::NODE)
 }
 
+/// Reads the ARP message at `at` of the frame: 1 = one that a host sends. Apart, or the verifier would follow the headers for every
+/// place that it may have.
+#[inline(never)]
+#[unsafe(export_name = "read_arp")]
+extern "C" fn arp(slot: u32, at: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
+    u32::from(neighbour::arp(&read::window(scratch), at as usize, &mut scratch.packet, &mut scratch.claims))
+}
+
 /// A frame that is not IP. [`PASS`] = let it; [`DROP`] = to be judged; [`GONE`] = drop it.
 #[inline(never)]
 #[unsafe(export_name = "judge_frame")]
@@ -221,7 +230,7 @@ pub(crate) extern "C" fn frame(ctx: *mut __sk_buff, slot: u32, kind: u32) -> u32
     scratch.hidden = 1;
     scratch.exempt = 1;
     clear(&mut scratch.claims);
-    let sound = is_arp && neighbour::arp(&read::window(scratch), &mut scratch.packet, &mut scratch.claims);
+    let sound = is_arp && arp(slot, neighbour::arp_at(&Direct::new(Skb(ctx))) as u32) != 0;
     slow::nameless(scratch, 0);
     (scratch.segments, scratch.bytes) = Skb(ctx).measure(scratch.packet.total, u32::from(scratch.packet.headers));
     slow::name(scratch);

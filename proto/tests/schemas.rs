@@ -314,5 +314,5 @@ fn answers_obey_their_schemas() {
         ..ExplainResponse::default()
     };
     check(&validator("explain.schema.json"), &explained);
-    check(&validator("mode.schema.json"), &ModeResponse { mode: "audit".into(), epoch: 4 });
+    check(&validator("mode.schema.json"), &ModeResponse { mode: "audit".into(), epoch: 4, node: "node-1".into() });
 }

@@ -36,22 +36,28 @@ impl Claims {
     pub const NONE: Self = Self { target: [0; 16], mac: [0; 6], pad: [0; 2] };
 }
 
-/// Reads a frame's ARP message over Ethernet and IPv4, behind as many tags as [`link`](super::link) passes over, into the packet's addresses and `claims`; false where it is none that a
-/// host sends.
+/// Where a frame's ARP message begins: behind as many tags as [`link`](super::link) passes over.
 #[inline(always)]
-pub fn arp<W: Window>(window: &W, packet: &mut Packet, claims: &mut Claims) -> bool {
-    const ARP: Option<[u8; 2]> = Some([0x08, 0x06]);
-    let at = if window.get::<2>(12) == ARP {
+pub fn arp_at<W: Window>(window: &W) -> usize {
+    // A number in any case: the BPF verifier follows no value that is only there where the other half says so.
+    let is_arp = |at| window.get::<2>(at).map_or(0, u16::from_be_bytes) == 0x0806;
+    if is_arp(12) {
         14
-    } else if window.get::<2>(16) == ARP {
+    } else if is_arp(16) {
         18
     } else {
         22
-    };
+    }
+}
+
+/// Reads the ARP message over Ethernet and IPv4 at `at` into the packet's addresses and `claims`; false where it is none that a host
+/// sends.
+#[inline(always)]
+pub fn arp<W: Window>(window: &W, at: usize, packet: &mut Packet, claims: &mut Claims) -> bool {
     let Some(head) = window.get::<8>(at) else { return false };
-    let (Some(mac), Some(from), Some(to)) = (window.get::<6>(at + 8), window.get::<4>(at + 14), window.get::<4>(at + 24)) else {
-        return false;
-    };
+    let Some(mac) = window.get::<6>(at + 8) else { return false };
+    let Some(from) = window.get::<4>(at + 14) else { return false };
+    let Some(to) = window.get::<4>(at + 24) else { return false };
     packet.family = 4;
     packet.source = mapped(from);
     packet.destination = mapped(to);

@@ -172,7 +172,8 @@ fn an_endpoint_has_its_share_of_the_closing_queue() {
     assert_eq!(established(&node, 4000..4200), 16, "the others have gone at once");
     (5000..5010).for_each(|port| life(other, port));
     let held = |port: u16| {
-        let key = FlowKey4 { endpoint: other, remote: Who::Peer.v4(), local_port: port, remote_port: 80, protocol: 6, cause: 0, pad: [0; 2] };
+        let key =
+            FlowKey4 { endpoint: other, remote: Who::Peer.v4(), local_port: port, remote_port: 80, protocol: 6, cause: 0, pad: [0; 2] };
         node.get::<_, Flow>("ESTABLISHED4", &key).expect("reads").is_some()
     };
     assert!((5000..5010).all(held), "the other's linger");

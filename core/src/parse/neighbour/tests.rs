@@ -1,7 +1,7 @@
 //! Claims are read as they were written; what carries more than a claim is refused.
 
 use super::super::{Kind, Packet, network};
-use super::{Claims, arp, asks_for, discovery, is_group_of, mac_tag, tag_of};
+use super::{Claims, arp, arp_at, asks_for, discovery, is_group_of, mac_tag, tag_of};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
@@ -82,16 +82,16 @@ fn arp_is_read_behind_tags() {
     for tags in 0..=2 {
         let frame = [&[0; 12][..], &[0x81, 0, 0, 5].repeat(tags), &[8, 6], &body].concat();
         let (mut packet, mut claims) = (Packet::EMPTY, Claims::NONE);
-        assert!(arp(&&frame[..], &mut packet, &mut claims), "{tags} tags");
+        assert!(arp(&&frame[..], arp_at(&&frame[..]), &mut packet, &mut claims), "{tags} tags");
         assert_eq!((packet.source, packet.destination), (super::mapped([10, 0, 0, 2]), super::mapped([10, 0, 0, 3])));
         assert_eq!(claims.mac, MAC);
         let at = 14 + 4 * tags;
         for (offset, value) in [(1, 6), (2, 9), (4, 8), (5, 16), (6, 1), (7, 0), (7, 3)] {
             let mut odd = frame.clone();
             odd[at + offset] = value;
-            assert!(!arp(&&odd[..], &mut packet, &mut claims), "{offset} is {value}");
+            assert!(!arp(&&odd[..], arp_at(&&odd[..]), &mut packet, &mut claims), "{offset} is {value}");
         }
-        assert!(!arp(&&frame[..frame.len() - 1], &mut packet, &mut claims), "cut off");
+        assert!(!arp(&&frame[..frame.len() - 1], arp_at(&&frame[..frame.len() - 1]), &mut packet, &mut claims), "cut off");
     }
 }
 
