@@ -289,7 +289,7 @@ fn ask(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
         (opened, _) => opened,
     };
     for round in 0..2 {
-        one(scratch, direction);
+        one(scratch.slot, direction.into());
         if round == 1 || !asks_more(ctx, scratch, direction) {
             break;
         }
@@ -334,8 +334,12 @@ fn answered(ctx: *mut __sk_buff, scratch: &mut Scratch) -> bool {
     connected
 }
 
-#[inline(always)]
-fn one(scratch: &mut Scratch, direction: u8) {
+/// Asks the tables about one direction; 1 = allowed. A global function, or the verifier would walk it again for the second one.
+#[inline(never)]
+#[unsafe(export_name = "judge_direction")]
+extern "C" fn one(slot: u32, direction: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
+    let direction = direction as u8;
     let port = if direction == EGRESS { scratch.ends.remote_port } else { scratch.ends.local_port };
     let question = Question {
         set: scratch.set,
@@ -352,6 +356,7 @@ fn one(scratch: &mut Scratch, direction: u8) {
     scratch.judgement.remote_instance = answer.remote_instance;
     scratch.judgement.allowed = answer.allowed;
     scratch.judgement.flags = answer.flags;
+    u32::from(answer.allowed)
 }
 
 /// Verdict and reason of what the tables said, in the present mode.
