@@ -17,8 +17,8 @@ use crate::hot::{equal, words};
 use crate::kernel::{Direct, Skb, add, zero};
 use crate::promote::left;
 use crate::scratch::{self, Scratch, task};
-use crate::sockets::{self, bound};
 use crate::slow::{DROP, PASS, is_tcp, one_way};
+use crate::sockets::{self, bound};
 use crate::tables::{self, EEXIST, Entry, Maps, NOEXIST, OVER, table};
 use crate::{change, close, origin, own_node};
 
@@ -40,7 +40,10 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
         Some(entry) if scratch.task == task::AGAIN => change::recall(scratch, entry),
         _ => {
             origin::find(ctx, slot, tables::pointer(found));
-            if scratch.direction == EGRESS && scratch.opened != EGRESS && tcp::first(scratch.packet.tcp_flags) == First::Accept && is_tcp(scratch)
+            if scratch.direction == EGRESS
+                && scratch.opened != EGRESS
+                && tcp::first(scratch.packet.tcp_flags) == First::Accept
+                && is_tcp(scratch)
             {
                 answer_alone(scratch);
             }
@@ -144,7 +147,8 @@ fn evidence(scratch: &mut Scratch) {
     if flow.verdict == verdict::DENIED
         && flow.opened == EGRESS
         && flow.flags & flow_flags::ADOPTED == 0
-        && matches!(flow.reason, reason::DEFAULT_DENY | reason::POLICY) {
+        && matches!(flow.reason, reason::DEFAULT_DENY | reason::POLICY)
+    {
         let instance = flow.remote_instance;
         emit::failed(scratch.slot, contact::DENIED.into(), instance);
     }
@@ -288,20 +292,21 @@ fn ask(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
         (opened, basis::BOTH) => 1 - (opened & 1),
         (opened, _) => opened,
     };
+    // What is said here counts, not the scratch: the compiler may not see that the function writes there.
+    let mut allowed = 0;
     for round in 0..2 {
-        one(scratch.slot, direction.into());
-        if round == 1 || !asks_more(ctx, scratch, direction) {
+        allowed = one(scratch.slot, direction.into());
+        if round == 1 || !asks_more(ctx, scratch, direction, allowed != 0) {
             break;
         }
         direction = 1 - (direction & 1);
     }
-    u32::from(scratch.judgement.allowed)
+    allowed
 }
 
 /// Whether the other direction has a say as well, after what the tables said of this one.
 #[inline(always)]
-fn asks_more(ctx: *mut __sk_buff, scratch: &mut Scratch, direction: u8) -> bool {
-    let allowed = scratch.judgement.allowed != 0;
+fn asks_more(ctx: *mut __sk_buff, scratch: &mut Scratch, direction: u8, allowed: bool) -> bool {
     match u32::from(scratch.basis) {
         basis::BOTH if allowed => true,
         basis::BOTH => {
