@@ -327,20 +327,21 @@ fn ask(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
         (opened, basis::BOTH) => 1 - (opened & 1),
         (opened, _) => opened,
     };
+    // What is said here counts, not the scratch: the compiler may not see that the function writes there.
+    let mut allowed = 0;
     for round in 0..2 {
-        one(scratch, direction);
-        if round == 1 || !asks_more(ctx, scratch, direction) {
+        allowed = one(scratch.slot, direction.into());
+        if round == 1 || !asks_more(ctx, scratch, direction, allowed != 0) {
             break;
         }
         direction = 1 - (direction & 1);
     }
-    u32::from(scratch.judgement.allowed)
+    allowed
 }
 
 /// Whether the other direction has a say as well, after what the tables said of this one.
 #[inline(always)]
-fn asks_more(ctx: *mut __sk_buff, scratch: &mut Scratch, direction: u8) -> bool {
-    let allowed = scratch.judgement.allowed != 0;
+fn asks_more(ctx: *mut __sk_buff, scratch: &mut Scratch, direction: u8, allowed: bool) -> bool {
     match u32::from(scratch.basis) {
         basis::BOTH if allowed => true,
         basis::BOTH => {
@@ -373,8 +374,12 @@ fn answered(ctx: *mut __sk_buff, scratch: &mut Scratch) -> bool {
     connected
 }
 
-#[inline(always)]
-fn one(scratch: &mut Scratch, direction: u8) {
+/// Asks the tables about one direction; 1 = allowed. A global function, or the verifier would walk it again for the second one.
+#[inline(never)]
+#[unsafe(export_name = "judge_direction")]
+extern "C" fn one(slot: u32, direction: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
+    let direction = direction as u8;
     let port = if direction == EGRESS { scratch.ends.remote_port } else { scratch.ends.local_port };
     let question = Question {
         set: scratch.set,
@@ -392,6 +397,7 @@ fn one(scratch: &mut Scratch, direction: u8) {
     scratch.judgement.remote_instance = answer.remote_instance;
     scratch.judgement.allowed = answer.allowed;
     scratch.judgement.flags = answer.flags;
+    u32::from(answer.allowed)
 }
 
 /// Verdict and reason of what the tables said, in the present mode.

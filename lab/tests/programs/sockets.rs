@@ -5,6 +5,7 @@
 
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use sekisho_core::layout::{EGRESS, Endpoint, Flow, INGRESS, UNKNOWN, basis, endpoint_flags, flow_flags, reason, verdict};
@@ -15,14 +16,16 @@ use super::frames::Who;
 use super::node::{BOTH, DROP, Node, PASS};
 use super::{frames, node};
 
-/// Any number that nobody uses.
-const NETNS: u32 = 7_100;
+/// Numbers of namespaces that this process has given: the kernel forgets one some time after its namespace.
+static GIVEN: AtomicU32 = AtomicU32::new(0);
 
 struct World {
     /// Held, so that it lives.
     _lab: Lab,
     pod: Pod,
     peer: Pod,
+    /// What the pod's namespace is called here.
+    netns: u32,
 }
 
 impl World {
@@ -32,8 +35,9 @@ impl World {
             |who: Who, name: &str| lab.pod(PodSpec::new("shop", name).addresses(&[who.address(false), who.address(true)])).expect("a pod");
         let (pod, peer) = (at(Who::Pod, "pod"), at(Who::Peer, "peer"));
         let file = pod.netns().open().expect("is there");
-        netlink::set_netns_number(file.as_fd(), NETNS.cast_signed()).expect("takes a number");
-        Self { _lab: lab, pod, peer }
+        let netns = std::process::id() % 1_000_000 * 100 + GIVEN.fetch_add(1, Ordering::Relaxed);
+        netlink::set_netns_number(file.as_fd(), netns.cast_signed()).expect("takes a number");
+        Self { _lab: lab, pod, peer, netns }
     }
 
     fn listen(at: &Pod, port: u16) -> TcpListener {
@@ -55,11 +59,11 @@ impl World {
 }
 
 /// Begins anew: the pod's tables, its namespace known; older connections are believed until so many seconds after boot.
-fn start(node: &mut Node, isolated: u32, adopts_until: u32) {
+fn start(node: &mut Node, world: &World, isolated: u32, adopts_until: u32) {
     node.clear().expect("clears");
     node.told();
     node::fill(node, isolated);
-    let endpoint = Endpoint { netns: NETNS + 1, adopts_until, ..node::endpoint(isolated) };
+    let endpoint = Endpoint { netns: world.netns + 1, adopts_until, ..node::endpoint(isolated) };
     node.put("ENDPOINTS", &1u32, &endpoint).expect("writes");
 }
 
@@ -85,7 +89,7 @@ fn who_opened_shows_in_the_sockets() {
             let expected = if port == 80 { PASS } else { DROP };
             let why = if port == 80 { 0 } else { reason::DEFAULT_DENY };
             for first in [true, false] {
-                start(&mut node, BOTH, 0);
+                start(&mut node, &world, BOTH, 0);
                 assert_eq!(tcp(&node, v6, first, by_pod, port, ACK), expected, "the pod's, v6 {v6}, egress {first}");
                 let flow = young(&node, v6, by_pod, port, 6);
                 assert_eq!((flow.opened, flow.reason, flow.flags & flow_flags::ADOPTED), (EGRESS, why, flow_flags::ADOPTED));
@@ -95,14 +99,14 @@ fn who_opened_shows_in_the_sockets() {
                 }
                 assert_eq!(node::flow_with(&node, "ESTABLISHED", Who::Peer, v6, (by_pod, port, 6)).is_some(), port == 80, "promoted");
             }
-            start(&mut node, BOTH, 0);
+            start(&mut node, &world, BOTH, 0);
             assert_eq!(tcp(&node, v6, false, port, by_peer, ACK), expected, "the peer's, v6 {v6}");
             let flow = young(&node, v6, port, by_peer, 6);
             assert_eq!((flow.opened, flow.reason, flow.flags & flow_flags::ADOPTED), (INGRESS, why, flow_flags::ADOPTED));
             assert_eq!(tcp(&node, v6, true, port, by_peer, ACK), expected);
             // Policy lets the pod open everything, but the connection is the peer's.
             for until in [0, u32::MAX] {
-                start(&mut node, endpoint_flags::ISOLATED_INGRESS, until);
+                start(&mut node, &world, endpoint_flags::ISOLATED_INGRESS, until);
                 assert_eq!(tcp(&node, v6, true, port, by_peer, ACK), expected, "the pod speaks first, v6 {v6}, until {until}");
                 assert_eq!(young(&node, v6, port, by_peer, 6).opened, INGRESS);
             }
@@ -118,7 +122,7 @@ fn the_pods_word_counts_for_a_while() {
     let _listening = World::listen(&world.pod, 80);
     for v6 in [false, true] {
         let (_in, by_peer) = World::connect(&world.peer, &world.pod, v6, 80);
-        start(&mut node, BOTH, 0);
+        start(&mut node, &world, BOTH, 0);
         for _ in 0..2 {
             assert_eq!(tcp(&node, v6, true, 80, by_peer, ACK), DROP, "the pod may not open to there");
         }
@@ -127,7 +131,7 @@ fn the_pods_word_counts_for_a_while() {
         assert_eq!(tcp(&node, v6, false, 80, by_peer, ACK), PASS, "the peer itself shows that it is its own");
         assert_eq!(tcp(&node, v6, true, 80, by_peer, ACK), PASS);
         assert_eq!(node.told().len(), 3, "two starts, and the end of the denied one");
-        start(&mut node, BOTH, u32::MAX);
+        start(&mut node, &world, BOTH, u32::MAX);
         assert_eq!(tcp(&node, v6, true, 80, by_peer, ACK), PASS, "older connections go on");
         let flow = young(&node, v6, 80, by_peer, 6);
         assert_eq!((flow.opened, u32::from(flow.basis)), (INGRESS, basis::PROVEN));
@@ -142,7 +146,7 @@ fn what_no_kernel_knows_is_its_senders() {
     for v6 in [false, true] {
         for flags in [ACK, ACK | FIN, ACK | 8, SYN | ACK, RST, RST | ACK] {
             for egress in [true, false] {
-                start(&mut node, BOTH, u32::MAX);
+                start(&mut node, &world, BOTH, u32::MAX);
                 // Nobody listens on 33; on 81 somebody does, and no policy admits the peer.
                 for pod in [33, 81] {
                     for _ in 0..2 {
@@ -157,9 +161,9 @@ fn what_no_kernel_knows_is_its_senders() {
         }
         // A sandbox with its own stack is believed for a while.
         for (netns, flag, until, expected) in
-            [(0, 0, u32::MAX, PASS), (NETNS + 1, endpoint_flags::OWN_STACK, u32::MAX, PASS), (0, 0, 0, DROP), (0, 0, 1, DROP)]
+            [(0, 0, u32::MAX, PASS), (world.netns + 1, endpoint_flags::OWN_STACK, u32::MAX, PASS), (0, 0, 0, DROP), (0, 0, 1, DROP)]
         {
-            start(&mut node, BOTH, 0);
+            start(&mut node, &world, BOTH, 0);
             node.put("ENDPOINTS", &1u32, &Endpoint { netns, adopts_until: until, ..node::endpoint(BOTH | flag) }).expect("writes");
             assert_eq!(tcp(&node, v6, false, 4000, 80, ACK), expected, "an answer, v6 {v6}, until {until}");
         }
@@ -172,7 +176,7 @@ fn an_accepting_segment_needs_its_question() {
     let world = World::new("programs-accept");
     let mut node = node::empty();
     let _listening = World::listen(&world.pod, 80);
-    start(&mut node, endpoint_flags::ISOLATED_EGRESS | endpoint_flags::ISOLATED_INGRESS, 0);
+    start(&mut node, &world, endpoint_flags::ISOLATED_EGRESS | endpoint_flags::ISOLATED_INGRESS, 0);
     assert_eq!(tcp(&node, false, false, 4000, 80, SYN | ACK), DROP, "nobody asked");
     assert_eq!(tcp(&node, false, true, 80, 4000, SYN | ACK), DROP, "nobody asks");
     // The peer's kernel is silent: its interface is off.
@@ -181,11 +185,11 @@ fn an_accepting_segment_needs_its_question() {
         let target = SocketAddr::new(world.peer.address(v6), 80);
         let port = if v6 { 42_001 } else { 42_000 };
         let asking = world.pod.netns().within(|| sekisho_lab::asking(port, target)).expect("asks");
-        start(&mut node, BOTH, 0);
+        start(&mut node, &world, BOTH, 0);
         assert_eq!(tcp(&node, v6, false, port, 80, SYN | ACK), PASS, "the answer");
         let flow = young(&node, v6, port, 80, 6);
         assert_eq!((flow.opened, flow.state, flow.flags & flow_flags::ADOPTED), (EGRESS, state::SYN_RECEIVED, 0));
-        start(&mut node, BOTH, 0);
+        start(&mut node, &world, BOTH, 0);
         assert_eq!(tcp(&node, v6, false, port, 80, RST | ACK), PASS, "the refusal");
         assert_eq!(tcp(&node, v6, false, port, 81, SYN | ACK), DROP, "somebody else");
         drop(asking);
@@ -201,11 +205,11 @@ fn answers_of_servers_open_nothing() {
         let _server = world.datagrams(v6, 54);
         // The pod may open everything; its peer only UDP 53.
         for (until, peer, expected) in [(0, 40_000, DROP), (u32::MAX, 40_000, DROP), (u32::MAX, 4000, DROP), (0, 4000, PASS)] {
-            start(&mut node, endpoint_flags::ISOLATED_INGRESS, until);
+            start(&mut node, &world, endpoint_flags::ISOLATED_INGRESS, until);
             assert_eq!(udp(&node, v6, true, 54, peer), expected, "v6 {v6}, until {until}, to {peer}");
             assert_eq!(udp(&node, v6, false, 54, peer), expected, "and what it answers");
         }
-        start(&mut node, endpoint_flags::ISOLATED_INGRESS, u32::MAX);
+        start(&mut node, &world, endpoint_flags::ISOLATED_INGRESS, u32::MAX);
         assert_eq!(udp(&node, v6, true, 55, 4000), PASS, "no socket is bound there");
         // A client: the answer comes, of which nothing is known any more.
         let client = world.datagrams(v6, 0);
@@ -221,7 +225,7 @@ fn answers_of_servers_open_nothing() {
             if connected {
                 client.connect((world.peer.address(v6), 53)).expect("connects");
             }
-            start(&mut node, isolated, until);
+            start(&mut node, &world, isolated, until);
             assert_eq!(udp(&node, v6, false, port, peer), expected, "v6 {v6}, until {until}, connected {connected}, from {peer}");
             if expected == PASS {
                 assert_eq!(young(&node, v6, port, peer, 17).opened, EGRESS);
