@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn a_lingering_pod_keeps_neither_a_name_nor_an_address_that_is_anothers() {
         let text = |name: &str, uid: &str, ip: &str| {
-            format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, uid: {uid}}}\nspec: {{nodeName: n}}\nstatus: {{podIP: {ip}}}")
+            format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, uid: \"{uid}\"}}\nspec: {{nodeName: n}}\nstatus: {{podIP: {ip}}}")
         };
         let before =
             files::snapshot_of(&[text("a", "1", "10.0.0.1"), text("b", "2", "10.0.0.2"), text("c", "3", "10.0.0.3")].join("\n---\n"));

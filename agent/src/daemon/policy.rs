@@ -35,8 +35,8 @@ impl Pump {
         let lending = &self.args.allow_sources_from;
         let local = self.local_pods(&self.base).map(|pod| lent(pod, lending)).collect();
         let former = std::mem::replace(&mut self.local, local);
-        self.detector.set_snapshot(self.snapshot.clone());
         let look = self.reconcile(former);
+        self.detector.set_snapshot(self.snapshot.clone());
         self.compile();
         look.whole
     }
