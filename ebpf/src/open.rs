@@ -129,7 +129,8 @@ fn keep(scratch: &mut Scratch, found: Option<Entry>) -> u32 {
 }
 
 /// A pod that is isolated on ingress gets the answer to its own datagram only where the datagram is still remembered, while
-/// anyone may have entries made by sending to the pod. The table evicts what was never looked up first: so this one is, once.
+/// anyone may have entries made by sending to the pod. The table evicts what was never looked up first: so this one is, once. It costs
+/// a look-up, and only during a flood it may be worth that.
 #[inline(always)]
 fn hold_on(scratch: &mut Scratch) {
     let flow = &scratch.flow;
@@ -137,6 +138,7 @@ fn hold_on(scratch: &mut Scratch) {
         && flow.verdict != verdict::DENIED
         && budget::own(scratch)
         && isolated(scratch.endpoint_flags, INGRESS)
+        && budget::flooded(scratch)
     {
         let _looked_up = tables::find(scratch, table::EMBRYONIC);
     }
@@ -222,16 +224,18 @@ pub(crate) extern "C" fn admit(ctx: *mut __sk_buff, slot: u32) -> u32 {
     scratch.mac_tag = if scratch.link == 0 { 0 } else { mac_tag(endpoint.mac) };
     let host = endpoint.flags & endpoint_flags::HOST_NETWORK != 0;
     let ends = &scratch.ends;
-    // Cannot come over a veth; inside a pod or on the node it is a talk with oneself, and what comes from elsewhere and says so lies.
-    if scratch.link == 0 && (loopback(&ends.remote) || (equal(&ends.local, &ends.remote) && (host || Skb(ctx).ifindex() == LOOPBACK))) {
+    // What goes over a pod's loopback interface stays in the pod, whatever its addresses say. It makes no flow: the pod can send there in
+    // anyone's name, and so would open for itself what the other one may open. From elsewhere, who claims to be the receiver lies.
+    let within = if host { loopback(&ends.remote) || equal(&ends.local, &ends.remote) } else { Skb(ctx).ifindex() == LOOPBACK };
+    if scratch.link == 0 && within {
         return PASS;
     }
     if host {
         return ADMITTED;
     }
     if scratch.direction == INGRESS {
-        // A pod's own packet that came back. Anyone may forge that source: believe only a socket, or where it came in.
-        if (Skb(ctx).has_socket() || Skb(ctx).ingress_ifindex() == scratch.endpoint) && owns(endpoint, &ends.remote) {
+        // A pod's own packet that came back. Anyone may forge that source: believe only where the packet was made.
+        if slow::made_here(Skb(ctx), scratch) && owns(endpoint, &ends.remote) {
             return PASS;
         }
         if source::flooded(ctx, scratch, endpoint) {

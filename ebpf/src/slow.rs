@@ -52,11 +52,7 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
     scratch.behind = 0;
     scratch.length = skb.len();
     scratch.large = u8::from(skb.gso_size() != 0);
-    // Made here and by a socket: forwarded packets came in somewhere, whatever socket they carry. Or it is the pod's own, which came in
-    // at its interface and goes back there: through its own Service, with the node's address for its source.
-    let came_in = skb.ingress_ifindex();
-    let trusted = if came_in == 0 { skb.has_socket() } else { came_in == scratch.endpoint };
-    scratch.own_node = u8::from(scratch.direction == INGRESS && trusted);
+    scratch.own_node = u8::from(scratch.direction == INGRESS && made_here(skb, scratch));
     (scratch.segments, scratch.bytes) = skb.measure(scratch.packet.total, u32::from(scratch.packet.headers));
     let found = if scratch.packet.family == 0 {
         match odd(ctx, slot) {
@@ -71,6 +67,17 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
         NonNull::new(found).map(Entry)
     };
     flow(ctx, slot, found)
+}
+
+/// Whether the node made a packet that goes to the pod, or the pod itself. The node: by a socket, where it came in nowhere.
+/// Forwarded packets came in somewhere, whatever socket they carry: between ports of a bridge they keep their sender's. The pod: it
+/// came in at the pod's own interface, where nothing else does, and goes back there, through a Service perhaps. The kernel writes that
+/// number at every interface which a packet comes in at. In the pod, the numbers are of other interfaces and every packet has a
+/// socket, its receiver's: there this says nothing.
+#[inline(always)]
+pub(crate) fn made_here(skb: Skb, scratch: &Scratch) -> bool {
+    let came_in = skb.ingress_ifindex();
+    scratch.link != 0 && if came_in == 0 { skb.has_socket() } else { came_in == scratch.endpoint }
 }
 
 /// Reads a packet of another shape than the common ones. [`PASS`] = no policy may stop it, or its flow let it pass; [`GONE`] = it

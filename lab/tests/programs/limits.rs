@@ -130,12 +130,19 @@ fn a_flood_leaves_the_pods_own_denials_their_records() {
     assert_eq!(own, 10);
 }
 
-/// In a full table, flows that nobody looked up twice make room before a question that waits for its answer.
+/// In a full table, flows that nobody looked up twice make room before a question that waits for its answer: without limits, and
+/// with limits that the flood has reached into when the pod asks.
 #[test]
 fn a_question_outlives_a_flood_in_a_full_table() {
-    for v6 in [false, true] {
+    for (v6, burst) in [(false, 0), (true, 0), (false, 6000), (true, 6000)] {
         let node = small(&[("EMBRYONIC4", 1024), ("EMBRYONIC6", 1024)]);
         node.put("ENDPOINTS", &1u32, &node::endpoint(node::BOTH)).expect("writes");
+        let rate = u32::from(burst != 0);
+        let config = Config { insert_rate: rate, insert_burst: burst, denied_rate: rate, denied_burst: burst, ..node::config(1) };
+        node.put("CONFIG", &0u32, &config).expect("writes");
+        for stranger in 20_000..20_500 {
+            assert_eq!(node::ingress(&node, &frames::udp_of(v6, false, 54, stranger)), DROP);
+        }
         for question in 4000..4010 {
             assert_eq!(node::egress(&node, &frames::udp_of(v6, true, question, 53)), PASS);
         }
@@ -145,7 +152,7 @@ fn a_question_outlives_a_flood_in_a_full_table() {
             }
         }
         let answered = (4000..4010).filter(|&question| node::ingress(&node, &frames::udp_of(v6, false, question, 53)) == PASS).count();
-        assert_eq!(answered, 10, "v6 {v6}");
+        assert_eq!(answered, 10, "v6 {v6}, burst {burst}");
     }
 }
 
