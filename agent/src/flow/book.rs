@@ -185,7 +185,9 @@ impl Book {
         }
         {
             let mut tally = lock(&self.tally);
-            bodies.iter().for_each(|body| tally.count(body));
+            for body in bodies.iter() {
+                tally.count(body);
+            }
         }
         // What leaves the ring is freed after the lock is given back.
         let mut leaving = Vec::new();
@@ -234,8 +236,7 @@ impl Book {
     /// Opens a reader. With `follow` it goes on until the book is closed, else it ends where the book ends now.
     pub fn reader(self: &Arc<Self>, name: &str, filter: Option<Filter>, start: Start, follow: bool) -> Reader {
         let (cursor, head) = self.find(filter.as_ref(), start);
-        let state =
-            Arc::new(Mutex::new(State { name: name.into(), start: cursor, cursor, until: (!follow).then_some(head), ..State::default() }));
+        let state = Arc::new(Mutex::new(State::new(name, cursor, (!follow).then_some(head))));
         self.lock().readers.push(Arc::downgrade(&state));
         Reader { seen: self.head.subscribe(), book: self.clone(), filter, state, taken: VecDeque::new() }
     }

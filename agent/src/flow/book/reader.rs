@@ -11,12 +11,12 @@ use super::{BATCH, Book, Filter, Line, Record, Ring, SLOW, kind, lock};
 /// What a reader has done so far. Locked after the ring, never before it.
 #[derive(Default)]
 pub(super) struct State {
-    pub(super) name: Arc<str>,
-    pub(super) start: u64,
+    name: Arc<str>,
+    start: u64,
     /// Next number to take out of the ring.
-    pub(super) cursor: u64,
+    cursor: u64,
     /// Where it ends, for a reader that does not follow.
-    pub(super) until: Option<u64>,
+    until: Option<u64>,
     delivered: u64,
     filtered: u64,
     lost: BTreeMap<&'static str, u64>,
@@ -25,6 +25,10 @@ pub(super) struct State {
 }
 
 impl State {
+    pub(super) fn new(name: &str, cursor: u64, until: Option<u64>) -> Self {
+        Self { name: name.into(), start: cursor, cursor, until, ..Self::default() }
+    }
+
     /// Notices what has left the ring before it was read.
     fn catch_up(&mut self, tail: u64) {
         let tail = self.until.map_or(tail, |until| tail.min(until));
