@@ -15,11 +15,14 @@ pub type Address = [u8; 16];
 mod described;
 mod frame;
 mod meaning;
+mod policy;
 
+use described::boundary;
 pub use described::{Field, Type};
 pub use frame::{SocketFrame, SocketQuery};
 pub(crate) use meaning::numbers;
 pub use meaning::{HAIRPIN, address_flags, basis, contact, end_reason, endpoint_flags, event, flow_flags, hold, mode, reason, verdict};
+pub use policy::{AddressEntry, Backend, CidrKey, PortKey, RuleKey, Rules, Vip, VipKey};
 
 /// What the endpoint sends: the index 0 of everything kept per direction of the endpoint.
 pub const EGRESS: u8 = 0;
@@ -35,37 +38,8 @@ pub const CGROUP_ENDPOINT: u32 = 0x8000_0000;
 /// Bytes that the types of the upgrade test's build have more: fields of a next version, which nothing uses.
 const NEXT: usize = if cfg!(feature = "next-layout") { 8 } else { 0 };
 
-/// Derives what every boundary type needs.
-macro_rules! boundary {
-    ($(
-        $(#[$meta:meta])*
-        pub struct $name:ident {
-            $( $(#[doc = $doc:literal])* $(#[cfg($($cfg:tt)*)])? pub $field:ident: $ty:ty, )*
-        } = $size:expr;
-    )*) => {
-        $(
-            $(#[$meta])*
-            #[repr(C)]
-            #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
-            pub struct $name { $( $(#[doc = $doc])* $(#[cfg($($cfg)*)])? pub $field: $ty, )* }
-            const _: () = assert!(size_of::<$name>() == $size);
-            impl $name {
-                /// All bytes zero.
-                pub const ZERO: Self = zerocopy::transmute!([0u8; $size]);
-            }
-        )*
-        /// Every boundary type. An agent writes them down beside its maps, so that another build can take over field by
-        /// field what they hold.
-        pub const TYPES: &[Type] = &[$(Type {
-            name: stringify!($name),
-            size: size_of::<$name>(),
-            fields: &[$(
-                $(#[cfg($($cfg)*)])?
-                Field { name: stringify!($field), kind: stringify!($ty), offset: core::mem::offset_of!($name, $field) },
-            )*],
-        },)*];
-    };
-}
+/// Every boundary type. An agent writes them down beside its maps, so that another build can take over field by field what they hold.
+pub const TYPES: &[Type] = &described::joined::<{ DECLARED.len() + policy::DECLARED.len() }>(DECLARED, policy::DECLARED);
 
 /// FNV-1a over the names, types and offsets of every boundary type.
 pub const LAYOUT: u64 = described::hash(TYPES);
@@ -361,91 +335,6 @@ boundary! {
         /// Bit n: pods' cgroups lie n levels below the root.
         pub levels: u32,
     } = 8;
-
-    /// Who has an address.
-    pub struct AddressEntry {
-        /// Class for rules; 0 = none matches.
-        pub class: u32,
-        /// Instance: pod, node or service.
-        pub instance: u32,
-        /// Bits of [`address_flags`].
-        pub flags: u32,
-    } = 12;
-
-    /// Key of the longest-prefix map `CIDRS`, without the prefix length that aya adds.
-    pub struct CidrKey {
-        /// Network address, IPv4 v4-mapped (prefix lengths then count from 96).
-        pub address: Address,
-    } = 16;
-
-    /// A Service port as pods dial it.
-    pub struct VipKey {
-        /// ClusterIP or another address of the Service.
-        pub address: Address,
-        /// Service port.
-        pub port: u16,
-        /// IP protocol number.
-        pub protocol: u8,
-        /// Zero.
-        pub pad: u8,
-    } = 20;
-
-    /// What a Service port stands for.
-    pub struct Vip {
-        /// Class made of its backends; immutable, a change of backends is another class.
-        pub class: u32,
-        /// Instance of the Service port.
-        pub instance: u32,
-    } = 8;
-
-    /// The backend of a flow to a Service, by which it is judged again.
-    pub struct Backend {
-        /// [`Flow::born_ns`]: under the same key another birth is another flow.
-        pub born_ns: u64,
-        /// Its address.
-        pub address: Address,
-        /// Its port.
-        pub port: u16,
-        /// Zero.
-        pub pad: [u8; 6],
-    } = 32;
-
-    /// Key of `RULES`: what a set says about a class in one direction.
-    pub struct RuleKey {
-        /// Policy set.
-        pub set: u32,
-        /// Class of the remote address.
-        pub class: u32,
-        /// [`EGRESS`], [`INGRESS`] or [`HAIRPIN`].
-        pub direction: u32,
-    } = 12;
-
-    /// What a set says about a class in one direction.
-    pub struct Rules {
-        /// Rule that allows every protocol and port; 0 = none.
-        pub any: u32,
-        /// Port table; 0 = none.
-        pub ports: u32,
-        /// Rules of the ports that stand here, so that most policies cost no look-up in a port table; 0 = none.
-        pub rule: [u32; 2],
-        /// Those ports.
-        pub port: [u16; 2],
-        /// Their IP protocol numbers.
-        pub protocol: [u8; 2],
-        /// Zero.
-        pub pad: [u8; 2],
-    } = 24;
-
-    /// Key of the longest-prefix map `PORTS`, without the prefix length that aya adds: 40 bits match a
-    /// protocol, 40 + n the first n bits of the port.
-    pub struct PortKey {
-        /// Port table, big-endian.
-        pub table: [u8; 4],
-        /// IP protocol number.
-        pub protocol: u8,
-        /// Port, big-endian: the peer's for egress, the endpoint's own for ingress.
-        pub port: [u8; 2],
-    } = 7;
 
     /// Names the datagram that a later fragment belongs to.
     pub struct FragmentKey {

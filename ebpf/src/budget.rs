@@ -53,6 +53,21 @@ pub(crate) fn insert(scratch: &Scratch) -> bool {
     take(unsafe { state.insert_tokens.get_unchecked_mut(bucket & 3) })
 }
 
+/// Whether others have so many flows made at the endpoint that they may push its own out of the table: more than a sixteenth of what
+/// they may have at once is used. Where nothing limits them, it is assumed.
+#[inline(always)]
+pub(crate) fn flooded(scratch: &Scratch) -> bool {
+    let (Some(config), Some(state)) = (config(), tables::state(scratch.index)) else { return false };
+    let [_, allowed, _, denied] = state.insert_tokens;
+    used(allowed, config.insert_rate, config.insert_burst) || used(denied, config.denied_rate, config.denied_burst)
+}
+
+#[inline(always)]
+fn used(tokens: u64, rate: u32, burst: u32) -> bool {
+    let full = u64::from(burst) * TOKEN;
+    rate == 0 || tokens.cast_signed() < (full - full / 16).cast_signed()
+}
+
 #[inline(always)]
 fn take(tokens: &mut u64) -> bool {
     if (*tokens).cast_signed() < TOKEN.cast_signed() {

@@ -9,8 +9,8 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue};
 use sekisho_core::counters;
 use sekisho_core::layout::{
-    Address, AddressEntry, Backend, CidrKey, Clock, Closing, Config, Contacts, Endpoint, EndpointState, EndpointSwept, Flow, FlowEvent, FlowKey4,
-    FlowKey6, FragmentKey, FragmentPorts, Hold, ListenerKey, Merge, PortKey, Process, RuleKey, Rules, Vip, VipKey,
+    Address, AddressEntry, Backend, CidrKey, Clock, Closing, Config, Contacts, Endpoint, EndpointState, EndpointSwept, Flow, FlowEvent,
+    FlowKey4, FlowKey6, FragmentKey, FragmentPorts, Hold, ListenerKey, Merge, PortKey, Process, RuleKey, Rules, Vip, VipKey,
 };
 
 const FLOWS: u32 = 1 << 16;

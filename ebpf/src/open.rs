@@ -44,7 +44,7 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
             origin::find(ctx, slot, tables::pointer(found));
         }
     }
-    let allowed = ask(ctx, scratch) != 0;
+    let allowed = ask(ctx, slot) != 0;
     let allowed = if scratch.behind == 0 { allowed } else { change::restore(scratch, found, allowed) };
     if scratch.cause != 0 && scratch.forged == 0 && allowed {
         return PASS;
@@ -57,8 +57,8 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
     if scratch.state == state::RESET {
         return lone_reset(scratch);
     }
-    build(ctx, scratch);
-    keep(scratch, found)
+    build(ctx, slot);
+    keep(slot, tables::pointer(found))
 }
 
 /// Counts the packet as the endpoint's.
@@ -92,9 +92,12 @@ fn lone_reset(scratch: &Scratch) -> u32 {
     DROP
 }
 
-/// Puts the scratch's flow where the task wants it.
-#[inline(always)]
-fn keep(scratch: &mut Scratch, found: Option<Entry>) -> u32 {
+/// Puts the scratch's flow where the task wants it. By itself, or the verifier would walk it for every way to a verdict.
+#[inline(never)]
+#[unsafe(export_name = "keep_flow")]
+extern "C" fn keep(slot: u32, found: *mut Flow) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return PASS };
+    let found = NonNull::new(found).map(Entry);
     if let Some(entry) = found {
         if scratch.task == task::UNKEPT || !yields(scratch, entry) {
             evidence(scratch);
@@ -116,7 +119,7 @@ fn keep(scratch: &mut Scratch, found: Option<Entry>) -> u32 {
     match tables::write(scratch, table::EMBRYONIC, NOEXIST) {
         0 => {
             hold_on(scratch);
-            emit::start(scratch);
+            emit::start(scratch.slot);
         }
         EEXIST => {
             // Another CPU opened the same flow first: the packet is of that one.
@@ -129,7 +132,8 @@ fn keep(scratch: &mut Scratch, found: Option<Entry>) -> u32 {
 }
 
 /// A pod that is isolated on ingress gets the answer to its own datagram only where the datagram is still remembered, while
-/// anyone may have entries made by sending to the pod. The table evicts what was never looked up first: so this one is, once.
+/// anyone may have entries made by sending to the pod. The table evicts what was never looked up first: so this one is, once. It costs
+/// a look-up, and only during a flood it may be worth that.
 #[inline(always)]
 fn hold_on(scratch: &mut Scratch) {
     let flow = &scratch.flow;
@@ -137,6 +141,7 @@ fn hold_on(scratch: &mut Scratch) {
         && flow.verdict != verdict::DENIED
         && budget::own(scratch)
         && isolated(scratch.endpoint_flags, INGRESS)
+        && budget::flooded(scratch)
     {
         let _looked_up = tables::find(scratch, table::EMBRYONIC);
     }
@@ -222,16 +227,18 @@ pub(crate) extern "C" fn admit(ctx: *mut __sk_buff, slot: u32) -> u32 {
     scratch.mac_tag = if scratch.link == 0 { 0 } else { mac_tag(endpoint.mac) };
     let host = endpoint.flags & endpoint_flags::HOST_NETWORK != 0;
     let ends = &scratch.ends;
-    // Cannot come over a veth; inside a pod or on the node it is a talk with oneself, and what comes from elsewhere and says so lies.
-    if scratch.link == 0 && (loopback(&ends.remote) || (equal(&ends.local, &ends.remote) && (host || Skb(ctx).ifindex() == LOOPBACK))) {
+    // What goes over a pod's loopback interface stays in the pod, whatever its addresses say. It makes no flow: the pod can send there in
+    // anyone's name, and so would open for itself what the other one may open. From elsewhere, who claims to be the receiver lies.
+    let within = if host { loopback(&ends.remote) || equal(&ends.local, &ends.remote) } else { Skb(ctx).ifindex() == LOOPBACK };
+    if scratch.link == 0 && within {
         return PASS;
     }
     if host {
         return ADMITTED;
     }
     if scratch.direction == INGRESS {
-        // A pod's own packet that came back. Anyone may forge that source: believe only a socket, or where it came in.
-        if (Skb(ctx).has_socket() || Skb(ctx).ingress_ifindex() == scratch.endpoint) && owns(endpoint, &ends.remote) {
+        // A pod's own packet that came back. Anyone may forge that source: believe only where the packet was made.
+        if slow::made_here(Skb(ctx), scratch) && owns(endpoint, &ends.remote) {
             return PASS;
         }
         if source::flooded(ctx, scratch, endpoint) {
@@ -261,16 +268,17 @@ pub(crate) fn forge(scratch: &mut Scratch, cause: u8) {
 /// Whether an address is one of the endpoint's.
 #[inline(always)]
 pub(crate) fn owns(endpoint: &Endpoint, address: &[u8; 16]) -> bool {
-    let count = endpoint.address_count;
-    let [first, second, ..] = &endpoint.addresses;
-    // Most pods have one or two; the rest out of line.
-    (count > 0 && equal(first, address)) || (count > 1 && equal(second, address)) || (count > 2 && owns_further(endpoint, address) != 0)
+    owned(endpoint, address) != 0
 }
 
+/// The same, 1 = yes. By itself, or the verifier would walk all that follows for each of the addresses.
 #[inline(never)]
-fn owns_further(endpoint: &Endpoint, address: &[u8; 16]) -> u32 {
+#[unsafe(export_name = "address_owned")]
+extern "C" fn owned(endpoint: *const Endpoint, address: *const [u8; 16]) -> u32 {
+    // SAFETY: null or map memory, as the verifier makes sure.
+    let (Some(endpoint), Some(address)) = (unsafe { endpoint.as_ref() }, unsafe { address.as_ref() }) else { return 0 };
     let count = endpoint.address_count;
-    for (index, own) in endpoint.addresses.iter().enumerate().skip(2) {
+    for (index, own) in endpoint.addresses.iter().enumerate() {
         if index as u8 >= count {
             break;
         }
@@ -307,8 +315,10 @@ fn answer_alone(scratch: &mut Scratch) {
 }
 
 /// Asks the tables about the scratch's flow; 1 = allowed.
-#[inline(always)]
-fn ask(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+#[inline(never)]
+#[unsafe(export_name = "ask_tables")]
+extern "C" fn ask(ctx: *mut __sk_buff, slot: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
     if !matches!(scratch.cause, 0 | reason::SPOOFED_SOURCE) {
         let held = isolated(scratch.endpoint_flags, scratch.direction);
         scratch.judgement.rule = 0;
@@ -423,8 +433,10 @@ pub(crate) fn flags(scratch: &Scratch) -> u8 {
 }
 
 /// Writes the flow of the scratch's packet.
-#[inline(always)]
-fn build(ctx: *mut __sk_buff, scratch: &mut Scratch) {
+#[inline(never)]
+#[unsafe(export_name = "build_flow")]
+extern "C" fn build(ctx: *mut __sk_buff, slot: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
     let opened = scratch.opened;
     let now = emit::clock(scratch);
     let cookie = Skb(ctx).cookie();
@@ -470,4 +482,5 @@ fn build(ctx: *mut __sk_buff, scratch: &mut Scratch) {
             scratch.flow.mac = mac;
         }
     }
+    0
 }

@@ -63,9 +63,10 @@ pub struct Skb {
 }
 
 impl Default for Skb {
-    /// A packet from elsewhere, on loopback.
+    /// A packet on loopback, which stands for the pod's interface. It came in at another one: at the pod's own comes only what the
+    /// pod sends.
     fn default() -> Self {
-        Self { ifindex: 1, ingress_ifindex: 1, gso_segs: 0, gso_size: 0 }
+        Self { ifindex: 1, ingress_ifindex: 2, gso_segs: 0, gso_size: 0 }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Sees whether anything of a hostile pod arrives: frames that carry its marker, at one interface.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,8 +43,16 @@ impl Witness {
         if missed > 0 {
             bail!("the witness itself missed {missed} frames");
         }
-        Ok(found.into_iter().map(|(head, count)| (head.iter().map(|byte| format!("{byte:02x}")).collect(), count)).collect())
+        Ok(found.into_iter().map(|(head, count)| (hex(&head), count)).collect())
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn open(interface: &str) -> Result<OwnedFd> {

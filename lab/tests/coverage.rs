@@ -77,6 +77,54 @@ fn blindness_is_detected_and_said() -> Result<()> {
     Ok(())
 }
 
+/// A pod that may open nothing serves through the short cut once it is watched at its control group: what it answers is known there. What it
+/// sends to itself in others' names, over loopback, lets it answer nobody.
+#[test]
+fn an_isolated_pod_serves_through_a_short_cut() -> Result<()> {
+    let lab = Lab::new("coverage-isolated")?;
+    let server = lab.pod(PodSpec::new("shop", "server"))?;
+    let _serving = [server.serve("tcp", 80)?, server.serve("tcp", 81)?, server.serve("udp", 80)?];
+    let from = json!([{"ipBlock": {"cidr": "192.0.2.0/24"}}]);
+    let ports = json!([{"port": 80}, {"port": 80, "protocol": "UDP"}]);
+    let spec = json!({
+        "podSelector": {"matchLabels": {"app": "server"}},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{"from": from, "ports": ports}],
+    });
+    lab.policy("shop", "server", &spec)?;
+    let agent = Agent::start(&lab, &["--mode", "enforce", "--adoption-window", "1s"])?;
+    let _short_cut = ShortCut::into_pod(&lab, &server)?;
+    let begin = Instant::now();
+    agent.until_status("it is watched at its control group as well", Duration::from_secs(10), |status| {
+        let _answered = lab.outside().reaches("tcp", server.v4(), 80);
+        endpoint(status, "server").is_some_and(|endpoint| endpoint["attach"] == "tcx+cgroup" && endpoint["coverage"] == "full")
+    })?;
+    println!("watched at both after {:?}", begin.elapsed());
+    for _ in 0..5 {
+        ensure!(lab.outside().reaches("tcp", server.v4(), 80)?, "allowed");
+        ensure!(lab.outside().reaches("udp", server.v4(), 80)?, "allowed");
+        ensure!(!lab.outside().reaches("tcp", server.v4(), 81)?, "denied");
+    }
+    let held = lab.outside().start(&["hold", &SocketAddr::new(server.v4(), 80).to_string(), "10", "3"])?;
+    ensure!(held.finish(Duration::from_secs(20))?.json()?["broken"] == 0, "nothing breaks");
+    ensure!(!server.reaches("tcp", lab.outside_v4(), 80)?, "it may open nothing");
+    // The outsider is silent now, and the pod speaks for it.
+    let [within, wire] = [Sniffer::start(server.netns(), "lo")?, Sniffer::start(lab.outside().netns(), "eth0")?];
+    let forged = 6000..6020_u16;
+    let loopback = Raw::open(server.netns(), "lo")?;
+    for port in forged.clone() {
+        let (stranger, own) = (SocketAddr::new(lab.outside_v4(), port), SocketAddr::new(server.v4(), 80));
+        loopback.send(&raw::tcp([[0; 6]; 2], stranger, own, raw::Tcp { flags: SYN, data: &[] }))?;
+        loopback.send(&raw::udp([[0; 6]; 2], stranger, own, b"question"))?;
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    let forgeries = sekisho_lab::sum(&within.stop()?, |flow| forged.contains(&flow.source.1));
+    ensure!(forgeries.packets > 0, "it spoke for the other");
+    let passed = wire.total(|flow| flow.heading == Heading::In && forged.contains(&flow.destination.1))?;
+    ensure!(passed.packets == 0, "{passed:?} passed");
+    Ok(())
+}
+
 /// Connections through the short cut, which one hook sees in each direction, and over the veth, where two hooks see what comes in:
 /// each has one record, with the packets of the wire.
 fn counted_once(lab: &Lab, agent: &Agent, server: &Pod) -> Result<()> {

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ impl Scene {
             write!(
                 rules,
                 "table {family} service {{ chain prerouting {{ type nat hook prerouting priority dstnat;
-                    {family} daddr {at} tcp dport 8080 dnat to {to}:80; }} }}\n"
+                    {family} daddr {at} tcp dport 8080 dnat to {to}:80; }}; }}\n"
             )?;
         }
         let file = lab.directory().join("service.nft");
@@ -174,6 +175,10 @@ fn disturb(scene: &Scene, mut agent: Agent, options: &[&str]) -> Result<Agent> {
 
 fn journey(name: &str, layout: Layout, options: &[&str]) -> Result<()> {
     let scene = Scene::new(name, layout)?;
+    // Of every run: an agent that starts remembers none of the records of the one before.
+    let file = scene.lab.directory().join("records.jsonl");
+    let path = file.display().to_string();
+    let options = &[options, &["--jsonl", &path]].concat()[..];
     let Scene { lab, hostile, victim, neighbour, dns, friend } = &scene;
     let _serving = [victim.serve("tcp", 80)?, victim.serve("udp", 53)?, dns.serve("udp", 53)?];
     let agent = Agent::start(lab, options)?;
@@ -222,20 +227,22 @@ fn journey(name: &str, layout: Layout, options: &[&str]) -> Result<()> {
         let arrived = witness.stop()?;
         ensure!(arrived.is_empty(), "arrived at {who}: {arrived:#?}");
     }
-    accounted(&agent, &scene, &sent, dropped)
+    accounted(&agent, &scene, &file, &sent, dropped)
 }
 
 /// Every frame is counted as dropped, and the records show every kind of attempt.
-fn accounted(agent: &Agent, scene: &Scene, sent: &Value, dropped_before: u64) -> Result<()> {
+fn accounted(agent: &Agent, scene: &Scene, file: &Path, sent: &Value, dropped_before: u64) -> Result<()> {
     let frames = sent["sent"].as_u64().context("frames sent")?;
     ensure!(frames > 10_000, "the attack ran: {sent}");
     until(SOON, "every frame is counted as dropped", || Ok(counter(agent, "dropped")? - dropped_before >= frames))
         .with_context(|| format!("{} of {sent} dropped", counter(agent, "dropped").unwrap_or(0) - dropped_before))?;
-    let records = agent.records_of(&["--verdict", "denied"])?;
+    let text = std::fs::read_to_string(file)?;
+    let records = text.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let denied = records.iter().filter(|record| record["verdict"] == "denied");
     let from = |address: IpAddr| address.to_string();
     let own = [from(scene.hostile.v4()), from(scene.hostile.v6())];
     let mut seen = BTreeSet::new();
-    for record in &records {
+    for record in denied {
         let field = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let source = field(&record["source"]["ip"]);
         let who = if own.contains(&source) { "own" } else { "forged" };

@@ -8,7 +8,7 @@ use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet};
 use serde_json::{Map, Value, json};
 
-use crate::{Direction, EndReason, Kind, Mismatch, Name, Reason, Verdict, Zone};
+use crate::{Direction, EndReason, Kind, Mismatch, Name, Outcome, Reason, Verdict, Zone};
 
 /// Messages that the command line prints whole, with their files' names.
 const ANSWERS: [(&str, &str); 3] = [("StatusResponse", "status"), ("ExplainResponse", "explain"), ("ModeResponse", "mode")];
@@ -249,6 +249,7 @@ fn names_of(name: &str) -> Result<Vec<&'static str>, SchemaError> {
     Ok(match name {
         "Kind" => spelled::<Kind>(),
         "Verdict" => spelled::<Verdict>(),
+        "Outcome" => spelled::<Outcome>(),
         "Reason" => spelled::<Reason>(),
         "EndReason" => spelled::<EndReason>(),
         "Direction" => spelled::<Direction>(),

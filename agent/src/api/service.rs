@@ -53,9 +53,9 @@ struct Span {
 impl Span {
     /// A request that asks for nothing of the past and nothing of what comes would be answered with an empty stream, which looks
     /// like a node without traffic.
-    fn checked(self, fields: &str) -> Result<Self, Status> {
+    fn checked(self) -> Result<Self, Status> {
         if self.last.is_none() && !self.all && self.since.is_none() && !self.follow {
-            return Err(Status::invalid_argument(format!("nothing is asked for: set one of {fields}")));
+            return Err(Status::invalid_argument("nothing is asked for: set one of last, all, since and follow"));
         }
         Ok(self)
     }
@@ -146,7 +146,7 @@ impl Sekisho for Service {
         let request = request.into_inner();
         let selection = selection(request.filter.as_ref(), &request.exclude)?;
         let span = Span { last: request.last, all: request.all, since: request.since, until: request.until, follow: request.follow };
-        let span = span.checked("last, all, since, until and follow")?;
+        let span = span.checked()?;
         Ok(Response::new(self.stream(selection, span, false)))
     }
 
@@ -154,7 +154,7 @@ impl Sekisho for Service {
         let request = request.into_inner();
         let selection = selection(request.filter.as_ref(), &request.exclude)?.of_alerts();
         let span = Span { last: request.last, all: request.all, since: request.since, until: request.until, follow: request.follow };
-        let span = span.checked("last, all, since, until and follow")?;
+        let span = span.checked()?;
         Ok(Response::new(self.stream(selection, span, true)))
     }
 

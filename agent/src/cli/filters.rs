@@ -223,7 +223,9 @@ impl<const ALERTS: bool> FromArgMatches for FilterArgs<ALERTS> {
                     found.unwanted.push(Filter::default());
                 }
                 let filter = if turned { found.unwanted.last_mut().unwrap_or(&mut found.wanted) } else { &mut found.wanted };
-                values.into_iter().for_each(|value| (choice.put)(filter, value));
+                for value in values {
+                    (choice.put)(filter, value);
+                }
             }
         }
         if found.unwanted.len() < nots.len() {

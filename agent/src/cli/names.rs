@@ -71,7 +71,7 @@ pub(super) async fn missing(filter: &Filter, mut ask: impl AsyncFnMut(NamesReque
     for wanted in wanted(filter) {
         let mut found = false;
         for question in &wanted.found_as {
-            let limit = if question.whole { 0 } else { 1 };
+            let limit = u32::from(!question.whole);
             let request = NamesRequest { kind: question.kind.to_owned(), prefix: question.prefix.clone(), limit };
             let answer = ask(request).await.filter(|answer| answer.complete)?;
             found |= answer.more || question.is_answered(&answer.names);

@@ -183,7 +183,7 @@ fn observe_carries_every_filter() {
     assert_eq!(filter.verdicts, [Verdict::Denied as i32, Verdict::Audit as i32]);
     assert_eq!(filter.kinds, [Kind::Start as i32, Kind::Alert as i32]);
     assert_eq!((filter.namespaces, filter.pods), (vec!["shop".to_owned()], vec!["shop/web".to_owned()]));
-    assert_eq!((filter.from_pods, filter.to_pods), (vec!["a/b".to_owned()], vec!["default/c".to_owned()]));
+    assert_eq!((filter.from_pods, filter.to_pods), (vec!["a/b".to_owned()], vec!["shop/c".to_owned()]));
     assert_eq!((filter.ips.len(), filter.ports, filter.protocols), (2, vec![80, 443], vec!["tcp".to_owned()]));
 }
 

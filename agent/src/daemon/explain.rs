@@ -24,6 +24,7 @@ struct Dialled {
 }
 
 /// What there is to say of an end.
+#[expect(clippy::large_enum_variant, reason = "a question has two")]
 enum Said {
     /// It is judged here.
     Here(proto::Decision),

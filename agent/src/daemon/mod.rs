@@ -14,6 +14,7 @@ mod logging;
 mod lookout;
 mod names;
 mod notices;
+mod opening;
 mod policy;
 mod pump;
 mod rest;

@@ -9,20 +9,21 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use sekisho_core::layout::{self, FlowEvent};
+use sekisho_core::layout::FlowEvent;
 use sekisho_proto as proto;
 use tracing::{error, info, warn};
 
 use super::control::{Command, Shared};
 use super::keeper::{self, Keeper, Kept};
 use super::kernel::Asked;
+use super::opening;
 use super::rest::{Rest, processor_time};
 use super::timers::{BEAT, Timers};
 use super::translate::Translator;
-use crate::cli::{AgentArgs, Exit, Failure, Mode, Origin, TcBackend};
-use crate::datapath::{self, Coverage, Datapath, Options};
-use crate::detect::{self, Detector};
-use crate::flow::{Body, Book, BootSeed, Context, Directory, Engine, Header, Journal, KernelTally, Ledger, Now, RunState, Settings};
+use crate::cli::{AgentArgs, Exit, Failure, Origin};
+use crate::datapath::{Coverage, Datapath};
+use crate::detect::Detector;
+use crate::flow::{Body, Book, BootSeed, Context, Directory, Engine, Header, Journal, KernelTally, Ledger, Now, RunState};
 use crate::inventory::{Pod, Snapshot, Source, files, kube};
 use crate::policy::{Compiled, Compiler, Instances as _};
 
@@ -77,32 +78,16 @@ impl Pump {
     pub(super) fn open(args: &AgentArgs, commands: Receiver<Command>, shared: Arc<Shared>) -> Result<Self, Failure> {
         let cannot = |e: &dyn std::fmt::Display| Failure::new(Exit::CannotRun, e);
         check_source(args)?;
-        let options = Options {
-            pin_dir: args.pin_dir.clone(),
-            tc_backend: match args.tc_backend {
-                TcBackend::Auto => datapath::TcBackend::Auto,
-                TcBackend::Tcx => datapath::TcBackend::Tcx,
-                TcBackend::Clsact => datapath::TcBackend::Clsact,
-            },
-            memory_budget: args.memory_budget,
-            node: args.node_name.clone(),
-            adoption_window: args.adoption_window,
-        };
-        let mut datapath = Datapath::open(&options).map_err(|e| cannot(&e))?;
+        let mut datapath = Datapath::open(&opening::options(args)).map_err(|e| cannot(&e))?;
         let source = open_source(args)?;
-        datapath.set_mode(mode_number(args.mode())).map_err(|e| cannot(&e))?;
+        datapath.set_mode(opening::mode_number(args.mode())).map_err(|e| cannot(&e))?;
         datapath.set_spoof_enforce(true).map_err(|e| cannot(&e))?;
         let now = now(&mut datapath);
         let used = datapath.used_ids();
         let store = datapath.journal().map_err(|e| cannot(&format!("the journal cannot be opened: {e}")))?;
         let journal = Journal::open(Box::new(store), used.instance);
         let previous = journal.previous_run();
-        let header = Arc::new(Header {
-            run: run_id().into(),
-            node: args.node_name.as_str().into(),
-            cluster: args.cluster.as_deref().map(Arc::from),
-            previous: previous.as_ref().map(|p| (p.run.as_str().into(), p.seq)),
-        });
+        let header = opening::header(args, previous.as_ref());
         let counters = datapath.counters();
         let kernel = KernelTally::new(&counters, previous.as_ref().map(|p| p.counters.as_slice()));
         if datapath.adopted() {
@@ -111,7 +96,7 @@ impl Pump {
         let boot = boot_id();
         let place = keeper::place(args.state_dir.as_deref(), &args.socket);
         let kept = keeper::read(&place, &args.node_name);
-        let book = open_book(args);
+        let book = opening::open_book(args);
         let mut detector = Detector::new(&args.node_name, now.wall_ns);
         if let Some(kept) = kept {
             book.remember(kept.past());
@@ -120,14 +105,8 @@ impl Pump {
                 detector.restore(kept.detector);
             }
         }
-        let settings = Settings {
-            first_update_ns: nanoseconds(args.first_update),
-            update_ns: nanoseconds(args.update_interval),
-            ..Settings::default()
-        };
         let directory = journal.directory(now.boot_ns);
-        let mut engine = Engine::new(BootSeed::new(&boot), &now, directory.clone(), settings);
-        super::idle::follow(args, &mut engine);
+        let mut engine = opening::engine(args, BootSeed::new(&boot), &now, directory.clone());
         engine.tally_mut().begin(&counters);
         engine.adopt_summarised(&datapath.summarised());
         let mut pump = Self {
@@ -442,13 +421,6 @@ fn check_source(args: &AgentArgs) -> Result<(), Failure> {
     }
 }
 
-/// An empty book that knows every kind of alert.
-fn open_book(args: &AgentArgs) -> Arc<Book> {
-    let book = Book::new(args.history as usize);
-    book.expect_alerts(detect::rules());
-    Arc::new(book)
-}
-
 /// The source that the arguments name.
 fn open_source(args: &AgentArgs) -> Result<Source, Failure> {
     let cannot = |e: &dyn std::fmt::Display| Failure::new(Exit::CannotRun, e);
@@ -459,28 +431,10 @@ fn open_source(args: &AgentArgs) -> Result<Source, Failure> {
     }
 }
 
-/// The kernel's number of a mode.
-fn mode_number(mode: Mode) -> u32 {
-    match mode {
-        Mode::Observe => layout::mode::OBSERVE,
-        Mode::Audit => layout::mode::AUDIT,
-        Mode::Enforce => layout::mode::ENFORCE,
-    }
-}
-
 /// All clocks at this moment.
 pub(super) fn now(datapath: &mut Datapath) -> Now {
     let clocks = datapath.clock();
     Now { boot_ns: clocks.boot_ns, wall_ns: clocks.wall_ns, jiffies: clocks.jiffies, hz: clocks.hz }
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// A random UUID, from the kernel.
-fn run_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/uuid").map_or_else(|_| "unknown".into(), |id| id.trim().to_owned())
 }
 
 /// This boot's id: flows of another boot have other ids.

@@ -42,7 +42,7 @@ impl Pump {
             (all, 0) => warnings.push(format!("changes of {all} objects are refused; their previous versions stay in force")),
             (1, _) => warnings.push("an object is refused and was never applied: nothing of it is in force".to_owned()),
             (all, never) => {
-                warnings.push(format!("{all} objects are refused; {never} of them never applied: nothing of those is in force"))
+                warnings.push(format!("{all} objects are refused; {never} of them never applied: nothing of those is in force"));
             }
         }
         let state = self.source.state();

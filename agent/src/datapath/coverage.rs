@@ -113,7 +113,7 @@ impl Datapath {
     /// Evidence that packets to an endpoint bypass its interface: its control group is watched as well. The interface is never left
     /// for it, because the pod can forge all evidence.
     fn check_evidence(&mut self, endpoint: &mut Endpoint, events: &mut Vec<CoverageEvent>) {
-        if endpoint.ifindex().is_none() || (endpoint.blind && !self.is_astray(endpoint)) {
+        if endpoint.ifindex().is_none() || (endpoint.blind && !Self::is_astray(endpoint)) {
             return;
         }
         let Ok(Some(state)) = self.maps.states.get(&endpoint.info.index) else { return };
@@ -148,7 +148,7 @@ impl Datapath {
     }
 
     /// Whether an endpoint whose control group is to be watched as well has one that is not.
-    fn is_astray(&self, endpoint: &Endpoint) -> bool {
+    fn is_astray(endpoint: &Endpoint) -> bool {
         let group = endpoint.cgroup.as_ref().filter(|group| group.alive()).map(|group| group.id);
         endpoint.watched != group || (endpoint.info.coverage == Coverage::OneWay && group.is_some())
     }

@@ -285,8 +285,12 @@ pub(super) fn link_local_beside(netlink: &mut Netlink, nsid: i32, addresses: &[I
 }
 
 /// The link-local address that an interface's MAC makes (RFC 4291, appendix A).
-pub(super) fn link_local_of([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
-    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+pub(super) fn link_local_of(mac: [u8; 6]) -> Ipv6Addr {
+    let mut octets = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe, 0, 0, 0];
+    octets[8..11].copy_from_slice(&mac[..3]);
+    octets[13..].copy_from_slice(&mac[3..]);
+    octets[8] ^= 2;
+    Ipv6Addr::from(octets)
 }
 
 fn without_interface(pod: &Pod, held: &[Held], has_cgroup: bool) -> Place {

@@ -54,6 +54,7 @@ impl Coverage {
 
 /// A local pod as the data path sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of one another")]
 pub struct EndpointInfo {
     /// Pod UID.
     pub uid: Arc<str>,

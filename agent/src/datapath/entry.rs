@@ -109,8 +109,9 @@ impl Datapath {
 }
 
 fn last_half(address: Ipv6Addr) -> [u8; 8] {
-    let [.., a, b, c, d, e, f, g, h] = address.octets();
-    [a, b, c, d, e, f, g, h]
+    let mut half = [0; 8];
+    half.copy_from_slice(&address.octets()[8..]);
+    half
 }
 
 fn entry(endpoint: &Endpoint, policy: &EndpointPolicy, established_cap: u32, answered_cap: u32) -> layout::Endpoint {

@@ -26,6 +26,7 @@ pub(super) type Left = (u32, Option<u64>);
 
 /// A local pod and where it is watched.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "they are independent of one another")]
 pub(super) struct Endpoint {
     pub(super) info: EndpointInfo,
     pub(super) cgroup: Option<PodCgroup>,

@@ -221,7 +221,9 @@ impl Datapath {
                 self.early.push(closing);
             }
         }
-        taken.into_iter().for_each(|(number, count)| self.swept(number, 0, count));
+        for (number, count) in taken {
+            self.swept(number, 0, count);
+        }
     }
 
     fn reap_one(&self, closing: &Closing, each: &mut dyn FnMut(&FlowKey6, u8, u8, &Flow)) {

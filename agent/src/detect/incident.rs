@@ -178,7 +178,7 @@ impl Incident {
             first: Some(timestamp(self.first)),
             last: Some(timestamp(self.last)),
             count: self.count,
-            process: self.processes.first().map(|main| process(main)),
+            process: self.processes.first().map(process),
             flows: self.flows.iter().map(|id| flow_id_text(*id)).collect(),
             incident: Some(self.session.clone()),
             reopened: Some(self.reopened).filter(|times| *times > 0),

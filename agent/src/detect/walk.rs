@@ -50,7 +50,7 @@ struct Walk {
 
 /// See the module.
 pub(super) struct Walks {
-    walks: Keyed<WalkKey, Walk>,
+    open: Keyed<WalkKey, Walk>,
     /// No walk is due before that time.
     next: u64,
     dropped: u64,
@@ -58,22 +58,22 @@ pub(super) struct Walks {
 
 impl Walks {
     pub(super) fn new() -> Self {
-        Self { walks: Keyed::new(WALKS), next: u64::MAX, dropped: 0 }
+        Self { open: Keyed::new(WALKS), next: u64::MAX, dropped: 0 }
     }
 
     pub(super) fn dropped(&self) -> u64 {
-        self.dropped + self.walks.dropped()
+        self.dropped + self.open.dropped()
     }
 
     /// Contacts to which their source has not come back yet.
     pub(super) fn waiting(&self) -> impl Iterator<Item = &Arc<Contact>> {
-        self.walks.iter().flat_map(|(_, walk)| walk.steps.values()).filter_map(|step| step.contact.as_ref())
+        self.open.iter().flat_map(|(_, walk)| walk.steps.values()).filter_map(|step| step.contact.as_ref())
     }
 
     /// Notes a failed contact with a declared port.
     pub(super) fn note(&mut self, source: Source, contact: &Contact) {
         let key = (source, contact.protocol, contact.port, contact.target.is_service());
-        let walk = self.walks.entry(&key, Walk::default);
+        let walk = self.open.entry(&key, Walk::default);
         if let Some(step) = walk.steps.get_mut(&contact.target.ip) {
             let other = step.flow.is_none() || step.flow != contact.flow;
             if other && contact.time_ns >= step.first_ns + RETURN {
@@ -101,12 +101,12 @@ impl Walks {
         }
         self.next = u64::MAX;
         let mut found = Vec::new();
-        for (key, walk) in self.walks.iter_mut() {
+        for (key, walk) in self.open.iter_mut() {
             match walk.due {
                 Some(due) if due <= now_ns => {
                     let passed = walk.passed(now_ns, &gone);
                     if !passed.is_empty() {
-                        found.push((key.clone(), passed));
+                        found.push((*key, passed));
                     }
                 }
                 _ => {}

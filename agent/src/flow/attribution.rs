@@ -165,6 +165,7 @@ impl Attribution {
     /// What the policy of the flow's epoch says of a flow that an earlier one let in. The kernel keeps the rule and the flags of a
     /// flow's first packet for as long as the verdict stays the same: its rule may be one that is deleted. `None` where the kernel's
     /// rule holds, and where this policy would not name any.
+    #[expect(clippy::option_option, reason = "whether it says something, and what: also that no policy had a say")]
     fn judged_again(&mut self, key: &FlowKey6, flow: &mut Flow, local: Option<&Identity>) -> Option<Option<Arc<Explanation>>> {
         if flow.verdict != verdict::ALLOWED || flow.opened == layout::UNKNOWN || flow.flags & flow_flags::OWN_NODE != 0 {
             return None;

@@ -31,6 +31,7 @@ pub trait Key: Clone + Eq + Hash {
     /// As labels.
     fn labels(&self) -> Labels;
     /// The same without names that somebody outside chooses.
+    #[must_use]
     fn other(&self) -> Self;
 }
 

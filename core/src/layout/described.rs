@@ -22,6 +22,51 @@ pub struct Field {
     pub offset: usize,
 }
 
+/// Declares boundary types, derives what each needs, and lists them in `DECLARED`.
+macro_rules! boundary {
+    ($(
+        $(#[$meta:meta])*
+        pub struct $name:ident {
+            $( $(#[doc = $doc:literal])* $(#[cfg($($cfg:tt)*)])? pub $field:ident: $ty:ty, )*
+        } = $size:expr;
+    )*) => {
+        $(
+            $(#[$meta])*
+            #[repr(C)]
+            #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+            pub struct $name { $( $(#[doc = $doc])* $(#[cfg($($cfg)*)])? pub $field: $ty, )* }
+            const _: () = assert!(size_of::<$name>() == $size);
+            impl $name {
+                /// All bytes zero.
+                pub const ZERO: Self = zerocopy::transmute!([0u8; $size]);
+            }
+        )*
+        /// The types declared here.
+        pub(super) const DECLARED: &[Type] = &[$(Type {
+            name: stringify!($name),
+            size: size_of::<$name>(),
+            fields: &[$(
+                $(#[cfg($($cfg)*)])?
+                Field { name: stringify!($field), kind: stringify!($ty), offset: core::mem::offset_of!($name, $field) },
+            )*],
+        },)*];
+    };
+}
+
+pub(super) use boundary;
+
+/// The types of two lists.
+pub(super) const fn joined<const N: usize>(first: &[Type], second: &[Type]) -> [Type; N] {
+    assert!(N == first.len() + second.len());
+    let mut all = [first[0]; N];
+    let mut t = 1;
+    while t < N {
+        all[t] = if t < first.len() { first[t] } else { second[t - first.len()] };
+        t += 1;
+    }
+    all
+}
+
 /// FNV-1a over the names, types and offsets of `types`.
 pub(super) const fn hash(types: &[Type]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325;

@@ -142,7 +142,7 @@ pub fn asks_for(destination: &Address, target: &Address) -> bool {
 pub fn is_group_of(group: &Address, address: &Address) -> bool {
     let differs = u128::from_be_bytes(*group) ^ u128::from_be_bytes(*address);
     let head = u128::from_be_bytes(*group) >> 24;
-    head == 0xff02_0000_0000_0000_0000_0001_ff && differs & 0x00ff_ffff == 0
+    head == 0x00ff_0200_0000_0000_0000_0000_01ff && differs << 104 == 0
 }
 
 /// A short fingerprint of a hardware address, which a known flow keeps; 0 = none known. Only whoever chooses its own

@@ -178,6 +178,23 @@ fn the_own_node_is_known_by_its_socket() {
     }
 }
 
+/// What came in at the pod's own interface is the pod's own, under the node's address or its own; from elsewhere it is not.
+#[test]
+fn the_pods_own_comes_back_from_its_interface() {
+    for v6 in [false, true] {
+        for from in [Who::Node, Who::Pod] {
+            let node = node::start(node::BOTH);
+            let syn =
+                |port| frames::frame(false, &frames::ip(from.address(v6), Who::Pod.address(v6), 6, &frames::segment(port, 22, SYN, 0)));
+            let at = |port, ingress_ifindex| {
+                node.run("pod_ingress", &syn(port), Skb { ingress_ifindex, ..Skb::default() }, 1).expect("runs").code
+            };
+            assert_eq!(at(5000, 2), node::DROP, "v6 {v6}, from {from:?}: it came in elsewhere");
+            assert_eq!(at(5001, 1), node::PASS, "v6 {v6}, from {from:?}: it came from the pod");
+        }
+    }
+}
+
 /// Packets and bytes are those of the wire, also where one packet stands for many.
 #[test]
 fn large_packets_count_as_their_segments() {

@@ -108,8 +108,11 @@ async fn a_request_that_lacks_something_is_refused_by_name() {
     assert!(refusal.code() == wanted && refusal.message().contains("mode is missing"), "{refusal}");
     let refusal = client.flows(FlowsRequest::default()).await.expect_err("nothing is asked for");
     assert!(refusal.code() == wanted && refusal.message().contains("last, all, since and follow"), "{refusal}");
+    let until = Some(proto::from_nanoseconds(1));
+    let refusal = client.flows(FlowsRequest { until, ..FlowsRequest::default() }).await.expect_err("an end is no beginning");
+    assert!(refusal.code() == wanted && refusal.message().contains("last, all, since and follow"), "{refusal}");
     let refusal = client.alerts(AlertsRequest::default()).await.expect_err("nothing is asked for");
-    assert!(refusal.code() == wanted && refusal.message().contains("last, all and follow"), "{refusal}");
+    assert!(refusal.code() == wanted && refusal.message().contains("last, all, since and follow"), "{refusal}");
 }
 
 #[tokio::test]

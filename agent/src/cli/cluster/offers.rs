@@ -23,15 +23,15 @@ pub(in crate::cli) fn contexts(kubeconfig: Option<&Path>) -> Vec<String> {
 
 /// Names of one kind that begin so: NAMESPACE/NAME of what has a namespace.
 pub(in crate::cli) async fn names(kubeconfig: Option<PathBuf>, context: Option<String>, kind: &str, prefix: &str) -> Option<Vec<String>> {
-    let args = ClusterArgs { kubeconfig, context, ..ClusterArgs::default() };
+    let args = ClusterArgs { context, kubeconfig, ..ClusterArgs::default() };
     let client = args.client().await.ok()?;
     let home = prefix.split_once('/').map(|(namespace, _)| namespace).filter(|namespace| !namespace.is_empty());
     let mut names = match kind {
         "namespaces" => listed(Api::<Namespace>::all(client)).await,
         "nodes" => listed(Api::<Node>::all(client)).await,
-        "pods" => listed(scoped::<Pod>(client, home)).await,
-        "services" => listed(scoped::<Service>(client, home)).await,
-        "policies" => listed(scoped::<NetworkPolicy>(client, home)).await,
+        "pods" => listed(scoped::<Pod>(&client, home)).await,
+        "services" => listed(scoped::<Service>(&client, home)).await,
+        "policies" => listed(scoped::<NetworkPolicy>(&client, home)).await,
         // What runs a pod is found by following its owners, which is too much for the tab key.
         _ => None,
     }?;
@@ -39,7 +39,7 @@ pub(in crate::cli) async fn names(kubeconfig: Option<PathBuf>, context: Option<S
     Some(names)
 }
 
-fn scoped<K>(client: Client, namespace: Option<&str>) -> Api<K>
+fn scoped<K>(client: &Client, namespace: Option<&str>) -> Api<K>
 where
     K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
 {

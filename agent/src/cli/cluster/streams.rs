@@ -31,7 +31,6 @@ const NEWCOMERS: Duration = Duration::from_secs(15);
 
 /// What is asked of every node.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a command has one")]
 pub(in crate::cli) enum Ask {
     /// Records.
     Flows(FlowsRequest),

@@ -48,8 +48,9 @@ fn transport(scene: &Scene, target: &Target, v6: bool, round: u16, shapes: &mut 
     let mut send = |name, protocol, body: &[u8]| {
         shapes.push((name, ip_frame(target.mac, scene.own.mac, &ip(from, to, protocol, 64, body))));
     };
-    for (name, flags) in FLAGS {
-        send(name, number::TCP, &packet::tcp(from, to, ports, flags, &payload(LONG)));
+    for (port, (name, flags)) in (80..).zip(FLAGS) {
+        // A port of its own for each, or all but the first would meet the denied flow of the first.
+        send(name, number::TCP, &packet::tcp(from, to, (ports.0, port), flags, &payload(LONG)));
     }
     send("udp", number::UDP, &packet::udp(from, to, ports, &payload(LONG)));
     send("udp-from-dns", number::UDP, &packet::udp(from, to, (53, ports.0), &payload(LONG)));

@@ -50,6 +50,8 @@ fn fill(programs: &Programs, policies: u32) -> Result<()> {
         event_burst: 10_000_000,
         insert_rate: 100_000_000,
         insert_burst: 10_000_000,
+        denied_rate: 100_000_000,
+        denied_burst: 10_000_000,
         spoof_enforce: 1,
         ..Config::ZERO
     };
