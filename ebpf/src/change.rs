@@ -109,7 +109,7 @@ pub(crate) extern "C" fn packet(slot: u32, entry: *mut Flow) -> u32 {
         return fate(scratch);
     }
     count(counters::VERDICT_CHANGED);
-    emit::start(scratch);
+    emit::start(scratch.slot);
     scratch.counted = 1;
     KEPT
 }

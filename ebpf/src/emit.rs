@@ -76,18 +76,22 @@ extern "C" fn tell(slot: u32, flow: *mut Flow, kind: u32, end_reason: u32) -> u3
 }
 
 /// Tells of the flow that was just judged, `scratch.flow`: exactly one of the ledger's outcomes is counted.
-#[inline(always)]
-pub(crate) fn start(scratch: &mut Scratch) {
+#[inline(never)]
+#[unsafe(export_name = "tell_start")]
+pub(crate) extern "C" fn start(slot: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
     count(counters::CREATED);
     if !budget::event(scratch.index, budget::own(scratch)) {
         if let Some(state) = tables::state(scratch.index) {
             add(&mut state.summarised, 1);
         }
-        return count(counters::SUMMARISED);
+        count(counters::SUMMARISED);
+        return 0;
     }
     let flow = &raw const scratch.flow;
     let sent = send(scratch, flow, event::START, 0);
     count(if sent != 0 { counters::START_SENT } else { counters::LOST_RING_FULL });
+    sent
 }
 
 /// A judged packet that has no flow, for `cause`, one of the `LOST_*` counters.

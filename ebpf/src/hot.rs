@@ -38,9 +38,9 @@ pub(crate) trait Hook {
     fn met(skb: Skb, endpoint: u32, direction: u8) -> bool;
     /// Whether the endpoint's interface judges what passes in this direction, and this hook need not.
     fn yields(endpoint: u32, direction: u8) -> bool;
-    /// Whether the packet has been judged and counted at the endpoint's interface; asked, and noted there, only where some
-    /// endpoint has both hooks.
-    fn counted(skb: Skb, endpoint: u32, direction: u8) -> bool;
+    /// 0 where the packet has been judged and counted at the endpoint's interface; noted there only where some endpoint has both
+    /// hooks (`paired`). A number to be compared where it matters, or the verifier would walk both ways from here.
+    fn uncounted(skb: Skb, endpoint: u32, direction: u8, paired: bool) -> u32;
     /// Memory for the slow path.
     fn scratch() -> Option<&'static mut Scratch>;
     /// Gives it back.
@@ -92,9 +92,11 @@ impl Hook for Tc {
     /// The control block does not survive the way into the pod, `tc_index` does. It decides on nothing but counting: whoever
     /// rules the pod's namespace can write it. What a pod sends loses what the pod may have written.
     #[inline(always)]
-    fn counted(skb: Skb, endpoint: u32, direction: u8) -> bool {
-        skb.set_tc_index(if direction == INGRESS { stamp(endpoint) } else { 0 });
-        false
+    fn uncounted(skb: Skb, endpoint: u32, direction: u8, paired: bool) -> u32 {
+        if paired {
+            skb.set_tc_index(if direction == INGRESS { stamp(endpoint) } else { 0 });
+        }
+        1
     }
 
     #[inline(always)]
@@ -136,8 +138,8 @@ impl Hook for Cgroup {
     }
 
     #[inline(always)]
-    fn counted(skb: Skb, endpoint: u32, _: u8) -> bool {
-        endpoint & CGROUP_ENDPOINT == 0 && skb.tc_index() == stamp(endpoint)
+    fn uncounted(skb: Skb, endpoint: u32, _: u8, _: bool) -> u32 {
+        (skb.tc_index() ^ stamp(endpoint)) | (endpoint & CGROUP_ENDPOINT)
     }
 
     #[inline(always)]
@@ -159,7 +161,8 @@ fn stamp(endpoint: u32) -> u32 {
 
 /// What the hit path needs of a packet.
 struct Hit {
-    counted: bool,
+    /// See [`Hook::uncounted`].
+    uncounted: u32,
     direction: u8,
     /// See [`Hook::sender`]; 0 of what the endpoint receives.
     sender: u32,
@@ -185,7 +188,7 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
     if config.settling == endpoint && H::met(skb, endpoint, direction) {
         return Fate::Pass;
     }
-    let counted = config.paired != 0 && H::counted(skb, endpoint, direction);
+    let uncounted = H::uncounted(skb, endpoint, direction, config.paired != 0);
     let window = Direct::new(skb);
     let sender = if direction == EGRESS { H::sender(&window) } else { 0 };
     let mut found = Found { entry: None, table: 0 };
@@ -194,7 +197,7 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
         match H::version(&window) {
             4 => {
                 if let Some(fast) = parse::fast4(&window, H::LINK) {
-                    let hit = Hit::of(&fast, (direction, sender), config.epoch, counted);
+                    let hit = Hit::of(&fast, (direction, sender), config.epoch, uncounted);
                     let (local, remote, local_port, remote_port) = sides(&fast, direction);
                     let key =
                         Key4 { endpoint, remote: u32::from_ne_bytes(remote), local_port, remote_port, protocol: u32::from(fast.protocol) };
@@ -217,7 +220,7 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
             }
             6 => {
                 if let Some(fast) = parse::fast6(&window, H::LINK) {
-                    let hit = Hit::of(&fast, (direction, sender), config.epoch, counted);
+                    let hit = Hit::of(&fast, (direction, sender), config.epoch, uncounted);
                     let (local, remote, local_port, remote_port) = sides(&fast, direction);
                     let key = Key6 { remote: words(&remote), endpoint, local_port, remote_port, protocol: u32::from(fast.protocol) };
                     let known = known::<V6>(skb, key.as_key(), &hit, |entry| equal(&entry.local, &local));
@@ -242,7 +245,7 @@ pub(crate) fn packet<H: Hook>(ctx: *mut __sk_buff, direction: u8) -> Fate {
     scratch.endpoint = endpoint;
     scratch.direction = direction;
     scratch.link = H::LINK as u8;
-    scratch.met = u8::from(counted);
+    scratch.met = u8::from(uncounted == 0);
     scratch.sender = sender;
     scratch.table = found.table;
     let slot = scratch.slot;
@@ -263,9 +266,9 @@ fn crowded(config: &Config) -> Fate {
 
 impl Hit {
     #[inline(always)]
-    fn of<const N: usize>(fast: &Fast<N>, (direction, sender): (u8, u32), epoch: u32, counted: bool) -> Self {
+    fn of<const N: usize>(fast: &Fast<N>, (direction, sender): (u8, u32), epoch: u32, uncounted: u32) -> Self {
         let (protocol, flags, total, headers) = (fast.protocol, fast.tcp_flags, fast.total, fast.headers);
-        Self { counted, direction, sender, epoch, protocol, flags, total, headers }
+        Self { uncounted, direction, sender, epoch, protocol, flags, total, headers }
     }
 }
 
@@ -350,7 +353,7 @@ fn known<F: Family>(skb: Skb, key: &F::Key, hit: &Hit, local: impl Fn(Entry) -> 
         if !quiet || entry.epoch != hit.epoch || !local(entry) || !entry.bears(hit.sender) {
             return Err(Found { entry: Some(entry), table: table::ESTABLISHED });
         }
-        if !hit.counted {
+        if hit.uncounted != 0 {
             let (segments, bytes) = skb.measure(hit.total, hit.headers);
             entry.count(entry.side(hit.direction), segments, bytes, hit.flags, jiffies());
         }
@@ -368,7 +371,7 @@ fn known<F: Family>(skb: Skb, key: &F::Key, hit: &Hit, local: impl Fn(Entry) -> 
     if entry.epoch != hit.epoch || !local(entry) || !entry.bears(hit.sender) || (side == 1 && table != table::ANSWERED) {
         return Err(Found { entry: Some(entry), table });
     }
-    if !hit.counted {
+    if hit.uncounted != 0 {
         let (segments, bytes) = skb.measure(hit.total, hit.headers);
         entry.count(side, segments, bytes, 0, jiffies());
     }

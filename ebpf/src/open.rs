@@ -44,7 +44,7 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
             origin::find(ctx, slot, tables::pointer(found));
         }
     }
-    let allowed = ask(ctx, scratch) != 0;
+    let allowed = ask(ctx, slot) != 0;
     let allowed = if scratch.behind == 0 { allowed } else { change::restore(scratch, found, allowed) };
     if scratch.cause != 0 && scratch.forged == 0 && allowed {
         return PASS;
@@ -57,8 +57,8 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
     if scratch.state == state::RESET {
         return lone_reset(scratch);
     }
-    build(ctx, scratch);
-    keep(scratch, found)
+    build(ctx, slot);
+    keep(slot, tables::pointer(found))
 }
 
 /// Counts the packet as the endpoint's.
@@ -92,9 +92,12 @@ fn lone_reset(scratch: &Scratch) -> u32 {
     DROP
 }
 
-/// Puts the scratch's flow where the task wants it.
-#[inline(always)]
-fn keep(scratch: &mut Scratch, found: Option<Entry>) -> u32 {
+/// Puts the scratch's flow where the task wants it. By itself, or the verifier would walk it for every way to a verdict.
+#[inline(never)]
+#[unsafe(export_name = "keep_flow")]
+extern "C" fn keep(slot: u32, found: *mut Flow) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return PASS };
+    let found = NonNull::new(found).map(Entry);
     if let Some(entry) = found {
         if scratch.task == task::UNKEPT || !yields(scratch, entry) {
             evidence(scratch);
@@ -116,7 +119,7 @@ fn keep(scratch: &mut Scratch, found: Option<Entry>) -> u32 {
     match tables::write(scratch, table::EMBRYONIC, NOEXIST) {
         0 => {
             hold_on(scratch);
-            emit::start(scratch);
+            emit::start(scratch.slot);
         }
         EEXIST => {
             // Another CPU opened the same flow first: the packet is of that one.
@@ -265,16 +268,17 @@ pub(crate) fn forge(scratch: &mut Scratch, cause: u8) {
 /// Whether an address is one of the endpoint's.
 #[inline(always)]
 pub(crate) fn owns(endpoint: &Endpoint, address: &[u8; 16]) -> bool {
-    let count = endpoint.address_count;
-    let [first, second, ..] = &endpoint.addresses;
-    // Most pods have one or two; the rest out of line.
-    (count > 0 && equal(first, address)) || (count > 1 && equal(second, address)) || (count > 2 && owns_further(endpoint, address) != 0)
+    owned(endpoint, address) != 0
 }
 
+/// The same, 1 = yes. By itself, or the verifier would walk all that follows for each of the addresses.
 #[inline(never)]
-fn owns_further(endpoint: &Endpoint, address: &[u8; 16]) -> u32 {
+#[unsafe(export_name = "address_owned")]
+extern "C" fn owned(endpoint: *const Endpoint, address: *const [u8; 16]) -> u32 {
+    // SAFETY: null or map memory, as the verifier makes sure.
+    let (Some(endpoint), Some(address)) = (unsafe { endpoint.as_ref() }, unsafe { address.as_ref() }) else { return 0 };
     let count = endpoint.address_count;
-    for (index, own) in endpoint.addresses.iter().enumerate().skip(2) {
+    for (index, own) in endpoint.addresses.iter().enumerate() {
         if index as u8 >= count {
             break;
         }
@@ -311,8 +315,10 @@ fn answer_alone(scratch: &mut Scratch) {
 }
 
 /// Asks the tables about the scratch's flow; 1 = allowed.
-#[inline(always)]
-fn ask(ctx: *mut __sk_buff, scratch: &mut Scratch) -> u32 {
+#[inline(never)]
+#[unsafe(export_name = "ask_tables")]
+extern "C" fn ask(ctx: *mut __sk_buff, slot: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
     if !matches!(scratch.cause, 0 | reason::SPOOFED_SOURCE) {
         let held = isolated(scratch.endpoint_flags, scratch.direction);
         scratch.judgement.rule = 0;
@@ -427,8 +433,10 @@ pub(crate) fn flags(scratch: &Scratch) -> u8 {
 }
 
 /// Writes the flow of the scratch's packet.
-#[inline(always)]
-fn build(ctx: *mut __sk_buff, scratch: &mut Scratch) {
+#[inline(never)]
+#[unsafe(export_name = "build_flow")]
+extern "C" fn build(ctx: *mut __sk_buff, slot: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
     let opened = scratch.opened;
     let now = emit::clock(scratch);
     let cookie = Skb(ctx).cookie();
@@ -474,4 +482,5 @@ fn build(ctx: *mut __sk_buff, scratch: &mut Scratch) {
             scratch.flow.mac = mac;
         }
     }
+    0
 }

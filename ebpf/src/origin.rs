@@ -64,24 +64,29 @@ pub(crate) extern "C" fn find(ctx: *mut __sk_buff, slot: u32, found: *mut Flow) 
 #[inline(always)]
 fn segment(ctx: *mut __sk_buff, scratch: &mut Scratch) {
     let flags = scratch.packet.tcp_flags;
-    match tcp::first(flags) {
+    let first = tcp::first(flags);
+    match first {
         First::Open => scratch.state = state::SYN_SENT,
         First::Probe => scratch.state = state::PROBE,
-        First::Reset => {
-            belongs(ctx, scratch, false);
-            scratch.state = state::RESET;
+        First::Reset | First::Accept | First::Middle => {
+            belongs(ctx, scratch.slot, u32::from(first == First::Accept));
+            if first == First::Reset {
+                scratch.state = state::RESET;
+            }
         }
-        First::Accept => belongs(ctx, scratch, true),
-        First::Middle => belongs(ctx, scratch, false),
     }
 }
 
 /// A segment of a connection that somebody opened earlier. `accepts` = it is a SYN-ACK.
-#[inline(always)]
-fn belongs(ctx: *mut __sk_buff, scratch: &mut Scratch, accepts: bool) {
+#[inline(never)]
+#[unsafe(export_name = "segment_belongs")]
+extern "C" fn belongs(ctx: *mut __sk_buff, slot: u32, accepts: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
+    let accepts = accepts != 0;
     let direction = scratch.direction;
     if by_node(ctx, scratch) {
-        return adopt(scratch, INGRESS, basis::PROVEN);
+        adopt(scratch, INGRESS, basis::PROVEN);
+        return 0;
     }
     let pod = sockets::pod(scratch);
     let known = match pod.netns {
@@ -93,7 +98,7 @@ fn belongs(ctx: *mut __sk_buff, scratch: &mut Scratch, accepts: bool) {
         scratch.state = state::SYN_RECEIVED;
         scratch.opened = 1 - (direction & 1);
         scratch.basis = if direction == INGRESS || pod.young { basis::PROVEN } else { basis::BOTH } as u8;
-        return;
+        return 0;
     }
     let (opened, shown) = match known {
         known::ASKED | known::BY_POD => (EGRESS, basis::PROVEN),
@@ -105,6 +110,7 @@ fn belongs(ctx: *mut __sk_buff, scratch: &mut Scratch, accepts: bool) {
         _ => (UNKNOWN, basis::SENT),
     };
     adopt(scratch, opened, shown);
+    0
 }
 
 /// The connection began earlier.

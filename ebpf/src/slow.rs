@@ -66,7 +66,7 @@ pub(crate) extern "C" fn packet(ctx: *mut __sk_buff, slot: u32, found: *mut Flow
         key(scratch);
         NonNull::new(found).map(Entry)
     };
-    flow(ctx, slot, found)
+    flow(ctx, slot, tables::pointer(found))
 }
 
 /// Whether the node made a packet that goes to the pod, or the pod itself. The node: by a socket, where it came in nowhere.
@@ -219,15 +219,17 @@ pub(crate) fn is_tcp(scratch: &Scratch) -> bool {
     scratch.packet.protocol == protocol::TCP && scratch.packet.fragment != fragment::LATER && scratch.cause == 0
 }
 
-/// Finds the packet's flow and obeys it, or has it judged.
-#[inline(always)]
-fn flow(ctx: *mut __sk_buff, slot: u32, mut found: Option<Entry>) -> u32 {
+/// Finds the packet's flow and obeys it, or has it judged. By itself, or the verifier would walk it for packets of every shape.
+#[inline(never)]
+#[unsafe(export_name = "obey_flow")]
+extern "C" fn flow(ctx: *mut __sk_buff, slot: u32, found: *mut Flow) -> u32 {
     let Some(scratch) = scratch::at(slot) else { return PASS };
+    let mut found = NonNull::new(found).map(Entry);
     scratch.counted = scratch.met;
     if found.is_none() && !(is_tcp(scratch) && tcp::opens(scratch.packet.tcp_flags)) {
         found = moved(scratch);
     }
-    scratch.task = triage(scratch, found);
+    scratch.task = triage(slot, tables::pointer(found)) as u8;
     if scratch.admitted == 0 && (scratch.task != task::NONE || found.is_some_and(|entry| !entry.bears(scratch.sender))) {
         let fate = open::admit(ctx, slot);
         if fate != open::ADMITTED {
@@ -235,7 +237,7 @@ fn flow(ctx: *mut __sk_buff, slot: u32, mut found: Option<Entry>) -> u32 {
         }
         if scratch.forged != 0 {
             found = lookup(scratch, scratch.packet.protocol);
-            scratch.task = triage(scratch, found);
+            scratch.task = triage(slot, tables::pointer(found)) as u8;
         } else if let Some(entry) = found
             && scratch.task == task::NONE
         {
@@ -266,12 +268,24 @@ fn flow(ctx: *mut __sk_buff, slot: u32, mut found: Option<Entry>) -> u32 {
     }
     let Some(entry) = found else { return PASS };
     let reply = entry.side(scratch.direction) == 1;
-    advance(scratch, entry, reply)
+    let start_ns = entry.start_ns;
+    let over = advance(slot, tables::pointer(Some(entry)), reply.into());
+    if over != 0 {
+        close::closed(slot, start_ns, over);
+    }
+    PASS
 }
 
-/// Whether the entry settles the packet's fate.
+/// The scratch's task: whether the entry settles the packet's fate. By itself, or the verifier would follow its every answer.
+#[inline(never)]
+#[unsafe(export_name = "flow_task")]
+extern "C" fn triage(slot: u32, found: *mut Flow) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return task::NONE.into() };
+    settles(scratch, NonNull::new(found).map(Entry)).into()
+}
+
 #[inline(always)]
-fn triage(scratch: &mut Scratch, found: Option<Entry>) -> u8 {
+fn settles(scratch: &mut Scratch, found: Option<Entry>) -> u8 {
     let Some(entry) = found else { return task::OPEN };
     if !equal(&entry.local, &scratch.ends.local) {
         if scratch.forged != 0 {
@@ -335,11 +349,13 @@ fn moved(scratch: &mut Scratch) -> Option<Entry> {
     Some(entry)
 }
 
-/// What an allowed packet, already counted, does to its flow's state. Always [`PASS`].
-#[inline(always)]
-fn advance(scratch: &mut Scratch, entry: Entry, reply: bool) -> u32 {
+/// What an allowed packet, already counted, does to its flow's state. Where the connection is over by it, its state; else 0.
+#[inline(never)]
+#[unsafe(export_name = "advance_flow")]
+extern "C" fn advance(slot: u32, entry: *mut Flow, reply: u32) -> u32 {
+    let (Some(scratch), Some(entry), reply) = (scratch::at(slot), NonNull::new(entry).map(Entry), reply != 0) else { return 0 };
     if scratch.cause != 0 {
-        return PASS;
+        return 0;
     }
     if is_tcp(scratch) {
         return step(scratch, entry, reply);
@@ -348,7 +364,7 @@ fn advance(scratch: &mut Scratch, entry: Entry, reply: bool) -> u32 {
         entry.raw().state = 1;
         promote(scratch.slot, tables::pointer(Some(entry)), table::ANSWERED.into());
     }
-    PASS
+    0
 }
 
 /// Takes the step that a packet's flags make of the connection in `entry`: the state before, and in the second byte the one
@@ -373,7 +389,7 @@ fn step(scratch: &mut Scratch, entry: Entry, reply: bool) -> u32 {
         }
     }
     if taken == MET {
-        return PASS;
+        return 0;
     }
     let (before, after) = (taken as u8, (taken >> 8) as u8);
     if after == before {
@@ -387,7 +403,7 @@ fn step(scratch: &mut Scratch, entry: Entry, reply: bool) -> u32 {
             let began = entry.start_ns;
             one_way(scratch, began, false);
         }
-        return PASS;
+        return 0;
     }
     let start_ns = entry.start_ns;
     if before == state::SYN_SENT && after == state::SYN_RECEIVED {
@@ -400,10 +416,7 @@ fn step(scratch: &mut Scratch, entry: Entry, reply: bool) -> u32 {
     if tcp::promotes(before, after, reply) && scratch.table == table::EMBRYONIC {
         promote(scratch.slot, tables::pointer(Some(entry)), table::ESTABLISHED.into());
     }
-    if tcp::closed(after) {
-        close::closed(scratch.slot, start_ns, after.into());
-    }
-    PASS
+    if tcp::closed(after) { after.into() } else { 0 }
 }
 
 /// Evidence that packets to the endpoint bypass its interface: it replied (`answer`: with a SYN-ACK) in a connection that began at

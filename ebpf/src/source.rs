@@ -169,7 +169,7 @@ extern "C" fn told(slot: u32) -> u32 {
         // It is about to take the address.
         kind::SOLICITATION if anonymous && takes(endpoint, &claims.target) => spoofed,
         kind::SOLICITATION => EXEMPT,
-        kind::ADVERTISEMENT if !claims_own(endpoint, &claims.target) => spoofed,
+        kind::ADVERTISEMENT if claims_own(slot) == 0 => spoofed,
         kind::ADVERTISEMENT if near && !anonymous => EXEMPT,
         _ => 0,
     }
@@ -181,10 +181,14 @@ fn names_another(claims: &Claims, endpoint: &Endpoint) -> bool {
     claims.mac != [0; 6] && endpoint.mac != [0; 6] && claims.mac != endpoint.mac
 }
 
-/// Whether an address may be the endpoint's in an answer to its neighbours.
-#[inline(always)]
-fn claims_own(endpoint: &Endpoint, target: &[u8; 16]) -> bool {
-    owns(endpoint, target) || (link_local(target) && own_link_local(endpoint, target)) || lent(endpoint, target) != 0
+/// Whether the address that the message claims may be the endpoint's in an answer to its neighbours: 1 = yes.
+#[inline(never)]
+#[unsafe(export_name = "claims_its_own")]
+extern "C" fn claims_own(slot: u32) -> u32 {
+    let Some(scratch) = scratch::at(slot) else { return 0 };
+    let Some(endpoint) = tables::endpoint(scratch.endpoint) else { return 0 };
+    let target = &scratch.claims.target;
+    u32::from(owns(endpoint, target) || (link_local(target) && own_link_local(endpoint, target)) || lent(endpoint, target) != 0)
 }
 
 /// Whether an address that the endpoint is about to take is known to be another's.

@@ -87,7 +87,7 @@ fn the_process_with_the_most_contacts_is_named() -> Result<()> {
     ensure!(first["process"]["comm"] == "nmap" && first["contacts"].as_u64().is_some_and(|n| n >= 25), "{alert:#}");
     let others = alert["processes"].as_array().context("a list")?;
     ensure!(others.len() == 2 && others[1]["contacts"] == 1, "the one dial is listed as well: {alert:#}");
-    let line = agent.command(&["alerts", "-o", "compact"])?.stdout;
+    let line = agent.command(&["alerts", "-o", "wide"])?.stdout;
     ensure!(line.contains("by nmap["), "{line}");
     Ok(())
 }

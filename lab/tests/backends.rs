@@ -86,7 +86,7 @@ fn an_open_connection_is_judged_by_its_own_backend() -> Result<()> {
     let agent = Agent::start(&lab, &[])?;
     let mut held = Vec::new();
     for vip in vips() {
-        held.push(client.start(&["hold", &SocketAddr::new(vip, 80).to_string(), "2", "30"])?);
+        held.push(client.start(&["hold", &SocketAddr::new(vip, 80).to_string(), "2", "60"])?);
     }
     for vip in vips() {
         agent.record("what is behind it", SOON, |r| {
@@ -115,7 +115,7 @@ fn an_open_connection_is_judged_by_its_own_backend() -> Result<()> {
         Ok(said.stdout.contains("allowed"))
     })?;
     for (running, vip) in held.into_iter().zip(vips()) {
-        let result = running.finish(Duration::from_secs(60))?.json()?;
+        let result = running.finish(Duration::from_secs(120))?.json()?;
         ensure!(result["broken"] == 2, "{vip}: its own backend may not be: {result}");
         ensure!(result["exchanges"].as_u64() > Some(100), "{vip}: it went on before: {result}");
         agent.record("its end", SOON, |r| {

@@ -207,8 +207,8 @@ fn a_denied_conversation_does_not_go_on() -> Result<()> {
     let mut allowed = Vec::new();
     let mut denied = Vec::new();
     for v6 in [false, true] {
-        // A port of the kernel's choice, and one that looks like a server's.
-        for from in ["0", "4000"] {
+        // A port of the kernel's choice, and one that looks like a server's. An IPv6 socket takes its port for IPv4 as well.
+        for from in ["0", if v6 { "4001" } else { "4000" }] {
             denied.push(stream(&stranger, v6, from)?);
             allowed.push(stream(&friend, v6, from)?);
         }

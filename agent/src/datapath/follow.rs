@@ -18,7 +18,8 @@ pub(super) const WHOLE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a pod's interface may be under construction after it has been found.
 const SET_UP: Duration = Duration::from_secs(10);
 
-const MOVED: &str = "its interface leads into another network namespace than before, and is judged as before";
+/// Said of an interface that stays an endpoint's although another namespace is behind it.
+pub(super) const MOVED: &str = "its interface leads into another network namespace than before, and is judged as before";
 
 /// What is in the kernel of an endpoint at a place it has left: its number, and the group that it was watched at.
 pub(super) type Left = (u32, Option<u64>);

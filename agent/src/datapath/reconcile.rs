@@ -15,7 +15,7 @@ use super::cgroup::{self, PodCgroup};
 use super::coverage::evidence;
 use super::discover::{Place, Surroundings, link_local_beside};
 use super::endpoint::{Attach, ChangeKind, Coverage, EndpointChange, EndpointInfo};
-use super::follow::{Endpoint, Left, Settled, WHOLE_INTERVAL, settled};
+use super::follow::{Endpoint, Left, MOVED, Settled, WHOLE_INTERVAL, settled};
 use super::{Datapath, sizes};
 use crate::inventory::Pod;
 
@@ -252,21 +252,25 @@ impl Datapath {
                 if new {
                     self.clear_slot(index).map_err(uncleared)?;
                 }
+                // Where nothing holds the addresses inside, their being named says nothing about what comes later.
+                let bare = mac.is_none() && addresses == status;
+                let moved = bare && endpoint.ifindex() == Some(ifindex) && endpoint.nsid.is_some_and(|before| Some(before) != nsid);
+                let nsid = if moved { endpoint.nsid } else { nsid };
                 endpoint.nsid = nsid;
                 endpoint.info.number = ifindex;
                 endpoint.info.index = index;
                 endpoint.info.interface = Some(name.into());
-                // Where nothing holds the addresses inside, their being named says nothing about what comes later.
-                let bare = mac.is_none() && addresses == status;
                 endpoint.info.addresses = if bare { addresses } else { endpoint.own(addresses, status) };
-                // Who takes the addresses off its interface must not get rid of its MAC.
+                // Who takes the addresses off its interface must not get rid of its MAC, nor of its link-local address.
                 endpoint.info.mac = mac.or(endpoint.info.mac).or_else(|| self.former_mac(ifindex));
                 let (addresses, mac) = (&endpoint.info.addresses, endpoint.info.mac);
-                endpoint.info.link_local = nsid.and_then(|nsid| link_local_beside(&mut self.netlink, nsid, addresses, mac));
+                let link_local = nsid.and_then(|nsid| link_local_beside(&mut self.netlink, nsid, addresses, mac));
+                endpoint.info.link_local = link_local.or(endpoint.info.link_local);
                 self.restore_pair(endpoint, ifindex);
                 let seen = nsid.and_then(|nsid| self.netlink.node_seen_from(Some(nsid)).ok().flatten());
                 endpoint.info.node_netns = seen.and_then(|number| u8::try_from(number + 1).ok()).unwrap_or(0);
-                endpoint.info.message = (!others.is_empty()).then(|| format!("secondary_network: {} is not judged", others.join(", ")));
+                let secondary = || format!("secondary_network: {} is not judged", others.join(", "));
+                endpoint.info.message = if moved { Some(MOVED.into()) } else { (!others.is_empty()).then(secondary) };
                 Ok(())
             }
             Place::Cgroup { addresses, because } => {

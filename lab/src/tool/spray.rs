@@ -52,10 +52,16 @@ fn datagram(from: SocketAddr, to: SocketAddr) -> [u8; 24] {
     bytes
 }
 
-/// Where the flow with this number goes from and to: another source port each (and, after 60,000, another destination port).
-fn ends(from: IpAddr, to: SocketAddr, index: u32) -> Result<(SocketAddr, SocketAddr)> {
-    let (turn, port) = (index / 60_000, index % 60_000);
-    let source = SocketAddr::new(from, u16::try_from(port + 2000).expect("below 62,000"));
+/// The first source port, and how many follow.
+type Ports = (u16, u16);
+const ANY: Ports = (2000, 60_000);
+/// What the kernel gives to clients: a socket that is bound below is taken for a server's.
+const CLIENTS: Ports = (32_768, 32_000);
+
+/// Where the flow with this number goes from and to: another source port each, and after the last one another destination port.
+fn ends(from: IpAddr, to: SocketAddr, index: u32, (first, count): Ports) -> Result<(SocketAddr, SocketAddr)> {
+    let (turn, port) = (index / u32::from(count), index % u32::from(count));
+    let source = SocketAddr::new(from, first + u16::try_from(port).expect("less than the number of ports"));
     let target = SocketAddr::new(to.ip(), to.port().wrapping_add(u16::try_from(turn).context("too many packets")?));
     Ok((source, target))
 }
@@ -66,7 +72,7 @@ pub(super) fn main(protocol: &str, from: IpAddr, to: SocketAddr, count: u32, rat
     let number = match protocol {
         "tcp" => libc::IPPROTO_TCP,
         "udp" => libc::IPPROTO_UDP,
-        "sockets" => return pace(count, rate, |index| Ok(from_a_socket(ends(from, to, index)?))),
+        "sockets" => return pace(count, rate, |index| Ok(from_a_socket(ends(from, to, index, CLIENTS)?))),
         _ => bail!("{protocol:?} is none of tcp, udp and sockets"),
     };
     let domain = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
@@ -79,7 +85,7 @@ pub(super) fn main(protocol: &str, from: IpAddr, to: SocketAddr, count: u32, rat
     sys::bind(&socket, &SocketAddress::ip(from, 0)).context("cannot send from that address")?;
     let address = SocketAddress::ip(to.ip(), 0);
     pace(count, rate, |index| {
-        let (source, target) = ends(from, to, index)?;
+        let (source, target) = ends(from, to, index, ANY)?;
         Ok(match number {
             libc::IPPROTO_TCP => sys::send_to(&socket, &segment(source, target, 0x02), &address),
             _ => sys::send_to(&socket, &datagram(source, target), &address),

@@ -55,6 +55,8 @@ pub(super) fn forge(port: u16, to: SocketAddr, time: Duration) -> Result<bool> {
     sys::bind(&socket, &SocketAddress::ip(any, port))?;
     sys::connect(&socket, &SocketAddress::ip(to.ip(), to.port())).context("cannot connect without a handshake")?;
     sys::set_option(&socket, libc::IPPROTO_TCP, TCP_REPAIR, 0)?;
+    // The end of the repair took it away.
+    sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     let _listener = TcpListener::bind(SocketAddr::new(any, port)).context("cannot listen beside it")?;
     let mut stream = TcpStream::from(socket);
     println!("{READY}");
