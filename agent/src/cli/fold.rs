@@ -269,7 +269,9 @@ mod tests {
                 both.reverse();
             }
             let (mut fold, now) = (Fold::new(false), Instant::now());
-            both.into_iter().for_each(|record| fold.push(record, now));
+            for record in both {
+                fold.push(record, now);
+            }
             let shown = all(&mut fold);
             assert_eq!(shown.len(), 1, "{shown:?}");
             let shown = body(&shown[0]);

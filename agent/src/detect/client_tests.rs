@@ -124,8 +124,8 @@ fn targets_that_are_gone_are_an_old_list_and_no_walk() {
     assert_eq!(run(&mut detector, MINUTE, 10 * MINUTE), []);
 }
 
-fn named(comm: &str, pid: u32) -> Option<Arc<ProcessInfo>> {
-    Some(Arc::new(ProcessInfo { pid, comm: comm.into(), uid: Some(0), container_id: None, exe: None }))
+fn named(comm: &str, pid: u32) -> Arc<ProcessInfo> {
+    Arc::new(ProcessInfo { pid, comm: comm.into(), uid: Some(0), container_id: None, exe: None })
 }
 
 #[test]
@@ -138,11 +138,11 @@ fn an_alert_names_the_process_with_the_most_contacts_first() {
         detector.contact(&Contact { process: process.clone(), ..one.clone() });
         detector.contact(&Contact { process, ..one });
     };
-    try_port(&mut detector, 80, named("curl", 10));
+    try_port(&mut detector, 80, Some(named("curl", 10)));
     for port in 1..=30 {
         // The shell's loop: a process for each port.
         let process = if port > 27 { named("nc", 100 + u32::from(port)) } else { named("nmap", 20) };
-        try_port(&mut detector, port, process);
+        try_port(&mut detector, port, Some(process));
     }
     let said = run(&mut detector, MINUTE, MINUTE + SECOND);
     let alert = &said[0].1;
@@ -156,7 +156,7 @@ fn the_list_of_processes_is_bounded_and_keeps_the_busiest() {
     let mut detector = detector();
     for port in 1..=3000u16 {
         let process = if port % 2 == 0 { named("nmap", 20) } else { named(&format!("p{port}"), u32::from(port)) };
-        detector.contact(&Contact { process, ..contact("10.0.0.2", port, Outcome::Refused, MINUTE) });
+        detector.contact(&Contact { process: Some(process), ..contact("10.0.0.2", port, Outcome::Refused, MINUTE) });
     }
     let said = run(&mut detector, MINUTE, MINUTE + SECOND);
     let alert = &said[0].1;

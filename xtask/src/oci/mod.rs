@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(entry.path().unwrap().to_str(), Some("program"));
         let mut unpacked = Vec::new();
         entry.read_to_end(&mut unpacked).unwrap();
-        assert!(unpacked == program);
+        assert_eq!(unpacked, program);
         // No time and no name in the compressed layer either.
         assert_eq!((&compressed[..4], &compressed[4..8]), (&[0x1f, 0x8b, 8, 0][..], &[0; 4][..]));
     }

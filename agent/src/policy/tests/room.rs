@@ -27,7 +27,7 @@ fn product(name: &str, pods: usize, peers: usize, ports: usize) -> String {
     let mut rules = String::new();
     for n in 0..peers {
         yaml += &pod(&format!("{name}/x{n}-far"), &format!("10.{place}.{}.{}", 2 + n / 250, n % 250), &format!("peer: x{n}"), "");
-        let list: String = (0..ports).map(|p| format!("{{port: {}}},", 1000 + 7 * n + 2 * p)).collect();
+        let list = (0..ports).map(|p| format!("{{port: {}}},", 1000 + 7 * n + 2 * p)).collect::<Vec<_>>().concat();
         write!(rules, "{{from: [{{podSelector: {{matchLabels: {{peer: x{n}}}}}}}], ports: [{list}]}},").unwrap();
     }
     yaml + &policy(&format!("{name}/large"), &format!("{{podSelector: {{matchLabels: {{app: p}}}}, ingress: [{rules}]}}"))
@@ -80,7 +80,7 @@ fn several_large_namespaces_do_not_starve_a_small_one() {
 fn networks_of_several_namespaces_share_what_there_is() {
     let mut yaml = small("small");
     for (n, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
-        let blocks: String = (0..300).map(|i| format!("{{ipBlock: {{cidr: 2{n}.{}.{}.0/24}}}},", i / 256, i % 256)).collect();
+        let blocks = (0..300).map(|i| format!("{{ipBlock: {{cidr: 2{n}.{}.{}.0/24}}}},", i / 256, i % 256)).collect::<Vec<_>>().concat();
         yaml += &(namespace(name, "") + &pod(&format!("{name}/p"), &format!("10.1.{n}.1"), "", ""));
         yaml += &policy(&format!("{name}/list"), &format!("{{podSelector: {{}}, policyTypes: [Egress], egress: [{{to: [{blocks}]}}]}}"));
         yaml +=
@@ -101,7 +101,7 @@ fn services_of_one_namespace_do_not_take_the_room_of_others() {
     };
     let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {namespace: small, name: db-1, labels: {kubernetes.io/service-name: db}}\naddressType: IPv4\nports: [{port: 5432}]\nendpoints: [{addresses: [10.250.0.1]}]\n";
     let addresses: Vec<String> = (0..1200).map(|n| format!("7.0.{}.{}", n / 256, n % 256)).collect();
-    let ports: String = (1..100).map(|n| format!("{{name: p{n}, port: {n}}},")).collect();
+    let ports = (1..100).map(|n| format!("{{name: p{n}, port: {n}}},")).collect::<Vec<_>>().concat();
     let egress =
         "{podSelector: {}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: db}}}, {ipBlock: {cidr: 7.0.0.0/8}}]}]}";
     let yaml = [
@@ -159,7 +159,7 @@ proptest! {
             let mut yaml = small("small");
             for (name, (pods, peers, ports)) in ["a", "b", "c", "d", "e"].into_iter().zip(namespaces) {
                 yaml += &product(name, pods, peers, ports);
-                let blocks: String = (0..networks).map(|i| format!("{{ipBlock: {{cidr: {}.{}.{}.0/24}}}},", 20 + step, i / 256, i % 256)).collect();
+                let blocks = (0..networks).map(|i| format!("{{ipBlock: {{cidr: {}.{}.{}.0/24}}}},", 20 + step, i / 256, i % 256)).collect::<Vec<_>>().concat();
                 yaml += &policy(&format!("{name}/list"), &format!("{{podSelector: {{}}, policyTypes: [Egress], egress: [{{to: [{blocks}]}}]}}"));
             }
             let snapshot = snapshot_of(&yaml);
