@@ -59,7 +59,8 @@ fn an_agent_with_pins_of_its_own_is_no_stranger() -> Result<()> {
     ensure!(answer.code == Some(0) && findings(&json, "hooks").len() == 1 && found(&json, "hooks")?["state"] == "good", "{json:#}");
     ensure!(found(&json, "bpffs")?["found"].as_str().is_some_and(|text| text.contains(&pins)), "{json:#}");
     // Examined for an agent with other pins, these programs are another agent's: named, and no reason not to run.
-    let answer = lab.sekisho(&["doctor", "-o", "json", "--socket", "/nowhere", "--pin-dir", "/sys/fs/bpf/sekisho-doctor-other"])?;
+    let other = lab.pin_dir().with_file_name("sekisho-doctor-other").display().to_string();
+    let answer = lab.sekisho(&["doctor", "-o", "json", "--socket", "/nowhere", "--pin-dir", &other])?;
     let json = answer.json()?;
     ensure!(answer.code == Some(0), "{json:#}");
     let hooks = findings(&json, "hooks");

@@ -30,6 +30,12 @@ pub struct Right {
 
 /// Every right that is needed, as the server says. The sentence where it does not.
 pub fn rights(access: &Access) -> Result<Vec<Right>, String> {
+    // The caller may be on a thread that drives a runtime, where no other one can be waited for.
+    let asked = std::thread::scope(|scope| scope.spawn(|| ask_all(access)).join());
+    asked.map_err(|_| "the question failed".to_owned())?
+}
+
+fn ask_all(access: &Access) -> Result<Vec<Right>, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     runtime.block_on(async {
         let config = connect::config(access).await.map_err(|e| e.to_string())?;
