@@ -33,6 +33,8 @@ pub struct ServiceFlow {
     pub born_ns: u64,
     /// The pod's address.
     pub local: IpAddr,
+    /// Policy set that judged it.
+    pub set: u32,
     /// It was stopped. What it used is not forgotten for that, or the next epoch would let it go on.
     pub denied: bool,
     /// What stands behind the Service's address for it, where that is known.
@@ -47,6 +49,7 @@ impl ServiceFlow {
             key: *key,
             born_ns: flow.born_ns,
             local: IpAddr::from(flow.local).to_canonical(),
+            set: flow.set,
             denied: flow.verdict == verdict::DENIED,
             backend,
         })
@@ -99,17 +102,14 @@ impl sekisho_core::verdict::Tables for Asked<'_> {
 }
 
 impl Datapath {
-    /// Open flows to Services, as far as the caller knows them; for the next [`apply`](Datapath::apply).
+    /// Open flows to Services whose backends the caller knows; for the next [`apply`](Datapath::apply).
     pub fn note_service_flows(&mut self, flows: Vec<ServiceFlow>) {
         self.service_flows = flows;
     }
 
     /// Writes the backends of the flows that are to be judged by them from the next epoch on.
     pub(super) fn write_backends(&mut self, first: bool) -> std::io::Result<()> {
-        let mut flows = std::mem::take(&mut self.service_flows);
-        if first && flows.is_empty() && self.adopted {
-            flows = self.open_service_flows()?;
-        }
+        let flows = self.open_service_flows()?;
         if first {
             self.backends = self.maps.backends.entries()?.into_iter().collect();
         }
@@ -168,7 +168,8 @@ impl Datapath {
             let known = self.backends.get(&flow.key).filter(|backend| backend.born_ns == flow.born_ns);
             let known = known.map(|backend| (IpAddr::from(backend.address).to_canonical(), backend.port));
             let backend = flow.backend.or(known).or_else(|| {
-                let ask = !service && !flow.denied && began.elapsed() < PATIENCE;
+                // Other rules than those that let it open may shut out its own backend and allow those of today.
+                let ask = (!service || flow.set != policy.set) && !flow.denied && began.elapsed() < PATIENCE;
                 ask.then(|| behind(&mut conntrack, flow)).flatten()
             });
             let Some((address, port)) = backend else { continue };
@@ -180,9 +181,16 @@ impl Datapath {
         wanted
     }
 
-    /// Open flows to Services that an earlier agent left.
-    fn open_service_flows(&self) -> std::io::Result<Vec<ServiceFlow>> {
+    /// Open flows to Services, with the backends that the caller knows. The kernel's tables alone have every flow: an agent knows
+    /// those of an earlier one, and the youngest, only after a while. Nothing is read where no pod's egress is restricted.
+    fn open_service_flows(&mut self) -> std::io::Result<Vec<ServiceFlow>> {
         let mut flows = Vec::new();
+        let known = std::mem::take(&mut self.service_flows);
+        let restricts = self.tables.endpoints.values().any(|policy| policy.isolated[usize::from(EGRESS)]);
+        if !restricts || self.tables.vips.is_empty() {
+            return Ok(flows);
+        }
+        let known: HashMap<(FlowKey6, u64), _> = known.into_iter().map(|flow| ((flow.key, flow.born_ns), flow.backend)).collect();
         let mut four: Buffers<FlowKey4, Flow> = Buffers::of(2048);
         let mut six: Buffers<FlowKey6, Flow> = Buffers::of(2048);
         for kind in [Kind::Embryonic, Kind::Established, Kind::Answered] {
@@ -192,6 +200,9 @@ impl Datapath {
             self.maps.flows6(kind).read(&mut six, &mut |keys, values| {
                 flows.extend(keys.iter().zip(values).filter_map(|(key, flow)| ServiceFlow::of(key, flow, None)));
             })?;
+        }
+        for flow in &mut flows {
+            flow.backend = known.get(&(flow.key, flow.born_ns)).copied().flatten();
         }
         Ok(flows)
     }
