@@ -3,6 +3,7 @@
 use sekisho_core::counters as c;
 use sekisho_core::layout::{Config, EGRESS, Endpoint, EndpointState, EndpointSwept, Flow, FlowKey4, endpoint_flags};
 use sekisho_core::tcp::{ACK, RST, SYN};
+use sekisho_lab::netlink;
 use sekisho_lab::programs::{Programs, Skb, object};
 
 use super::frames::{self, Who};
@@ -158,11 +159,34 @@ fn a_question_outlives_a_flood_in_a_full_table() {
     }
 }
 
+/// An interface beside loopback, for programs run as if at a second pod's. Goes with this value.
+struct Second(&'static str);
+
+impl Second {
+    fn new() -> Self {
+        let second = Self("sekisho-second");
+        netlink::add_bridge(second.0).expect("makes a bridge");
+        second
+    }
+
+    fn index(&self) -> u32 {
+        let path = format!("/sys/class/net/{}/ifindex", self.0);
+        std::fs::read_to_string(path).expect("is there").trim().parse().expect("a number")
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        netlink::remove(self.0).expect("removes the bridge");
+    }
+}
+
 /// One pod's closed connections wait in its own share of the queue; beyond that they go at once. Another's have their linger.
 #[test]
 fn an_endpoint_has_its_share_of_the_closing_queue() {
     let mut node = small(&[("CLOSING", 64)]);
-    let other = 2u32;
+    let second = Second::new();
+    let other = second.index();
     node.put("ENDPOINTS", &1u32, &Endpoint { established_cap: 1000, ..node::endpoint(0) }).expect("writes");
     node.put("ENDPOINTS", &other, &Endpoint { index: 1, established_cap: 1000, ..node::endpoint(0) }).expect("writes");
     // It does not end within this test.

