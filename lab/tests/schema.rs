@@ -72,7 +72,7 @@ fn every_kind_of_record() -> Result<()> {
         client.reaches("tcp", if v6 { lab.outside_v6() } else { lab.outside_v4() }, 81)?;
     }
     stranger.tool(&["scan", "connect", &server.v4().to_string(), "5400", "5430"])?;
-    flooder.tool(&["spray", "tcp", &flooder.v4().to_string(), &format!("{}:10000", server.v4()), "100000", "0"])?;
+    flooder.tool(&["spray", "tcp", &flooder.v4().to_string(), &format!("{}:10000", server.v4()), "2000", "0"])?;
     let removed = lab.node().run("tc", &["qdisc", "del", "dev", client.interface().context("it has a veth")?, "clsact"])?;
     ensure!(removed.success(), "{removed:?}");
     lab.admit("shop", "client", &json!([]))?;
